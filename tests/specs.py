@@ -1,5 +1,7 @@
-"""Specs to test with: a table of odd shapes, a hypothesis strategy, and the layout's definition spelled out
-weight by weight in Python integers, independently of the package's vectorised code."""
+"""Specs to test with: a table of odd shapes, a hypothesis strategy, and the layout's definition.
+
+The definition is spelled out weight by weight in Python integers, independently of the package's vectorised code.
+"""
 
 from hypothesis import strategies as st
 

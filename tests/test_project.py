@@ -39,7 +39,7 @@ ORDER = (
     ("baselines", "checkpoint"),
     ("stream", "parallel"),
     ("experiments", "bench"),
-    ("plots",),
+    ("plots", "report"),
     ("widgets", "check"),
     ("cli",),
     ("__main__",),

@@ -1,0 +1,33 @@
+"""Matrix products with hashed weights: a matrix W_h whose entries a hash draws from few stored buckets."""
+
+from hashedmm.build import gpu_available
+from hashedmm.checkpoint import load_model, save_model
+from hashedmm.datasets import Dataset, load_mnist
+from hashedmm.hashing import HashSpec, derive_seed
+from hashedmm.matmul import KERNELS, hashed_matmul, hashed_matmul_grad_w, hashed_matmul_grad_x, materialise
+from hashedmm.nn import MLP, SGD, Adam, Dropout, HashedLinear, Linear, ReLU, train
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "KERNELS",
+    "MLP",
+    "SGD",
+    "Adam",
+    "Dataset",
+    "Dropout",
+    "HashSpec",
+    "HashedLinear",
+    "Linear",
+    "ReLU",
+    "derive_seed",
+    "gpu_available",
+    "hashed_matmul",
+    "hashed_matmul_grad_w",
+    "hashed_matmul_grad_x",
+    "load_mnist",
+    "load_model",
+    "materialise",
+    "save_model",
+    "train",
+]

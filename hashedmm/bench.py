@@ -1,0 +1,295 @@
+"""Speed and memory, measured against baselines that run in turn.
+
+Every result is verified against a float64 reference first and timed second, so no wrong kernel is ever fast. ``run_cpu`` writes three records: products, training epochs, and the peak memory of a product whose W would not fit.
+Imports matmul, nn, records.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hashedmm import cpu, reference
+from hashedmm.hashing import HashSpec
+from hashedmm.matmul import hashed_matmul, hashed_matmul_grad_w, hashed_matmul_grad_x, materialise
+from hashedmm.nn import MLP, Adam, equal_storage_width, softmax_cross_entropy
+from hashedmm.records import new_record, write
+
+TOLERANCE = 1e-5  # relative error of a float32 product that is accepted: above the rounding of 4096 terms
+COMPRESSIONS = (1 / 8, 1 / 64)
+Row = dict[str, Any]
+LAYERS = (784, 1000, 10)
+BATCH = 50
+MEMORY_SHAPE = (16384, 16384, 64)
+# Side of the square matrix, seconds a product is timed for, training steps in a round, rounds.
+FULL: dict[str, Any] = {"side": 4096, "budget": 1.0, "steps": 200, "rounds": 5}
+QUICK: dict[str, Any] = {"side": 1024, "budget": 0.1, "steps": 40, "rounds": 3}
+
+
+def measure(functions: dict[str, Callable[[], Any]], *, budget: float, least: int = 7) -> dict[str, list[float]]:
+    """Milliseconds of every call, functions taking turns, so that what slows the machine down slows all of them.
+
+    Each is called once untimed; then rounds follow until ``budget`` seconds are spent, but at least ``least`` of them.
+    """
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for function in functions.values():
+        function()
+    end = time.perf_counter() + budget
+    while len(next(iter(times.values()))) < least or time.perf_counter() < end:
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            times[name].append(1e3 * (time.perf_counter() - start))
+    return times
+
+
+def _percentiles(times: Sequence[float]) -> dict[str, float]:
+    p20, p80 = np.percentile(times, [20, 80])
+    return {"ms": statistics.median(times), "ms_p20": float(p20), "ms_p80": float(p80)}
+
+
+def relative_error(result: np.ndarray, expected: np.ndarray) -> float:
+    """|result - expected| / |expected| in the Frobenius norm; not finite values give infinity."""
+    if result.shape != expected.shape or not np.isfinite(result).all():
+        return float("inf")
+    return float(np.linalg.norm(result - expected) / (np.linalg.norm(expected) or 1.0))
+
+
+def _verified(what: str, result: np.ndarray, expected: np.ndarray) -> float:
+    error = relative_error(result, expected)
+    if not error <= TOLERANCE:
+        raise ArithmeticError(
+            f"{what} is wrong, so it is not timed: its relative error against float64 is {error:.3g}, over {TOLERANCE}"
+        )
+    return error
+
+
+def _product(operation: str, spec: HashSpec, n: int, budget: float) -> Row:
+    """The timing row of one product against NumPy's on the dense matrix."""
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal(spec.n_buckets, np.float32)
+    x = rng.standard_normal((spec.cols, n), np.float32)
+    gy = rng.standard_normal((spec.rows, n), np.float32)
+    w64, x64, gy64 = (a.astype(np.float64) for a in (w, x, gy))
+    dense = materialise(w, spec)
+    if operation == "matmul":
+        expected = reference.matmul(w64, x64, spec)
+        functions = {
+            "hashed": lambda: hashed_matmul(w, x, spec),
+            "numpy_float32": lambda: dense @ x,
+            "materialise_numpy": lambda: materialise(w, spec) @ x,
+        }
+    elif operation == "grad_x":
+        expected = reference.matmul_grad_x(w64, gy64, spec)
+        functions = {"hashed": lambda: hashed_matmul_grad_x(w, gy, spec), "numpy_float32": lambda: dense.T @ gy}
+    else:
+        expected = reference.matmul_grad_w(x64, gy64, spec)
+        functions = {"hashed": lambda: hashed_matmul_grad_w(x, gy, spec), "numpy_float32": lambda: gy @ x.T}
+    error = _verified(f"{operation} of {spec.structure} {spec.shape}", functions["hashed"](), expected)
+    times = measure(functions, budget=budget)
+    return _row(operation, f"cpu_{cpu.choose_schedule(spec, n)}", spec, n, error, times)
+
+
+def _products(shape: tuple[int, int], columns: Sequence[int], budget: float, say: Callable[[str], None]) -> list[Row]:
+    rows = []
+    for compression in COMPRESSIONS:
+        specs = (
+            HashSpec.strips(shape, compression, seed=1),
+            HashSpec.strips(shape, compression, height=16, seed=1),
+            HashSpec.panels(shape, compression, seed=1),
+            HashSpec.elementwise(shape, compression, seed=1),
+        )
+        for spec, n, operation in itertools.product(specs, columns, ("matmul", "grad_x", "grad_w")):
+            rows.append(_product(operation, spec, n, budget))
+            say(_line(rows[-1]))
+    return rows
+
+
+def _row(operation: str, kernel: str, spec: HashSpec, n: int, error: float, times: dict[str, list[float]]) -> Row:
+    return {
+        "operation": operation,
+        "kernel": kernel,
+        "structure": spec.structure,
+        "spec": json.loads(spec.to_json()),
+        "compression": spec.compression,
+        "shape": [spec.rows, spec.cols, n],
+        "dtype": "float32",
+        **_percentiles(times["hashed"]),
+        "error": error,
+        "baselines": {name: statistics.median(t) for name, t in times.items() if name != "hashed"},
+    }
+
+
+def _line(row: Row) -> str:
+    d_out, d_in, n = row["shape"]
+    name, baseline = next(iter(row["baselines"].items()))
+    structure = row["structure"] + (f" {row['spec']['block'][0]}" if row["structure"] == "strips" else "")
+    return (
+        f"{row['operation']:7} {d_out:5} x {d_in:5}, n {n:4}  1/{round(1 / row['compression']):<3} {structure:11} "
+        f"{row['ms']:9.3f} ms  {name} {baseline:9.3f} ms  {baseline / row['ms']:6.2f} x as fast"
+    )
+
+
+def _net(method: str, compression: float) -> MLP:
+    if method == "small_dense":
+        stored = _net("strips", compression).stored_values
+        width = equal_storage_width(LAYERS, stored)
+        return MLP((LAYERS[0], width, LAYERS[2]), structure="dense", dropout=0.25, seed=1)
+    return MLP(LAYERS, structure=method, compression=compression, dropout=0.25, seed=1)
+
+
+def _step(net: MLP, optimizer: Adam, x: np.ndarray, labels: np.ndarray, step: int) -> None:
+    _, gradient = softmax_cross_entropy(net.forward(x, train=True, step=step), labels)
+    net.backward(gradient)
+    optimizer.step(net.parameters())
+
+
+def _check_step(net: MLP, x: np.ndarray, labels: np.ndarray) -> float:
+    """Relative error of the first layer's gradient against the float64 reference, given the same gradient above it."""
+    _, gradient = softmax_cross_entropy(net.forward(x, train=True, step=0), labels)
+    net.backward(gradient)
+    first = net.linears[0]
+    gy = gradient
+    for layer in reversed(net.layers[1:]):
+        gy = layer.backward(gy)
+    x64, gy64 = x.astype(np.float64), np.asarray(gy, np.float64)
+    expected = gy64.T @ x64 if first.spec is None else reference.matmul_grad_w(x64.T, gy64.T, first.spec)
+    return _verified("a training step", np.asarray(first.weight.grad), expected)
+
+
+def _steps(compression: float, steps: int, rounds: int, say: Callable[[str], None]) -> list[Row]:
+    """Timing rows of training steps, batch 50, against the dense net's: an epoch of MNIST is 1200 of them."""
+    rng = np.random.default_rng(0)
+    x = (rng.random((steps, BATCH, LAYERS[0]), np.float32) < 0.2).astype(np.float32)
+    labels = rng.integers(0, LAYERS[-1], (steps, BATCH))
+    nets = {method: _net(method, compression) for method in ("dense", "strips", "elementwise", "small_dense")}
+    errors = {method: _check_step(net, x[0], labels[0]) for method, net in nets.items()}
+
+    def runner(net: MLP) -> Callable[[], None]:
+        optimizer = Adam(1e-3)
+
+        def run() -> None:
+            for i in range(steps):
+                _step(net, optimizer, x[i], labels[i], i)
+
+        return run
+
+    times = measure({method: runner(net) for method, net in nets.items()}, budget=0, least=rounds)
+    per_step = {method: [t / steps for t in ts] for method, ts in times.items()}
+    dense = statistics.median(per_step["dense"])
+    rows = []
+    for method in ("strips", "elementwise", "small_dense"):
+        net, spec = nets[method], nets[method].linears[0].spec
+        row: Row = {
+            "operation": "step",
+            "kernel": "numpy" if spec is None else f"cpu_{cpu.choose_schedule(spec, BATCH)}",
+            "structure": method,
+            "spec": None if spec is None else json.loads(spec.to_json()),
+            "compression": compression,
+            "layers": list(net.sizes),
+            "shape": [net.sizes[1], net.sizes[0], BATCH],
+            "dtype": "float32",
+            **_percentiles(per_step[method]),
+            "error": errors[method],
+            "baselines": {"dense_numpy": dense},
+        }
+        rows.append(row)
+        say(
+            f"step    {method:11} 1/{round(1 / compression):<3} {row['ms']:7.3f} ms  dense {dense:7.3f} ms  "
+            f"{row['ms'] / dense:5.2f} of the dense net's; an epoch of 1200 steps {1.2 * row['ms']:6.2f} s"
+        )
+    return rows
+
+
+# Runs in a process of its own. The peak of resident memory is reset where the system can (Linux); NumPy reports its
+# allocations to tracemalloc everywhere. Everything is compiled before on a small spec.
+_MEMORY_PROBE = """
+import json, re, sys, tracemalloc
+import numpy as np
+from hashedmm import HashSpec, hashed_matmul
+structure, compression, rows, cols, n = sys.argv[1], float(sys.argv[2]), *map(int, sys.argv[3:6])
+
+def resident(field):
+    with open("/proc/self/status") as f:
+        return 1024 * int(re.search(field + r":\\s+(\\d+) kB", f.read()).group(1))
+
+warm = getattr(HashSpec, structure)((256, 256), 1 / 8)
+hashed_matmul(np.ones(warm.n_buckets, np.float32), np.ones((256, n), np.float32), warm)
+spec = getattr(HashSpec, structure)((rows, cols), compression, seed=1)
+w = np.random.default_rng(0).standard_normal(spec.n_buckets, np.float32)
+x = np.ones((cols, n), np.float32)
+try:
+    with open("/proc/self/clear_refs", "w") as f:
+        f.write("5")
+    before = resident("VmRSS")
+    y = hashed_matmul(w, x, spec)
+    peak_resident = max(0, resident("VmHWM") - before)
+except OSError:
+    peak_resident = None
+tracemalloc.start()
+y = hashed_matmul(w, x, spec)
+peak = tracemalloc.get_traced_memory()[1]
+assert np.isfinite(y).all()
+print(json.dumps({"spec": json.loads(spec.to_json()), "peak_bytes": peak, "peak_resident_bytes": peak_resident,
+                  "result_bytes": y.nbytes, "stored_bytes": w.nbytes}))
+"""
+
+
+def _memory(say: Callable[[str], None]) -> list[Row]:
+    """What a product allocates at its peak, its result included, beside the bytes that W would take."""
+    rows = []
+    d_out, d_in, n = MEMORY_SHAPE
+    for structure in ("strips", "elementwise"):
+        arguments = [structure, str(1 / 64), str(d_out), str(d_in), str(n)]
+        run = subprocess.run([sys.executable, "-c", _MEMORY_PROBE, *arguments], capture_output=True, text=True)
+        if run.returncode:
+            raise RuntimeError(f"measuring memory failed:\n{run.stderr}")
+        row: Row = {"operation": "matmul", "structure": structure, "compression": 1 / 64, "shape": [d_out, d_in, n]}
+        row |= json.loads(run.stdout) | {"dense_bytes": 4 * d_out * d_in}
+        rows.append(row)
+        say(
+            f"memory  {structure:11} {d_out} x {d_in}, n {n}: {row['peak_bytes'] / 2**20:.0f} MiB at the peak, of "
+            f"which y {row['result_bytes'] / 2**20:.0f}; W would take {row['dense_bytes'] / 2**20:.0f} MiB"
+        )
+    return rows
+
+
+def run_cpu(folder: Path | str, *, quick: bool = False, say: Callable[[str], None] = print) -> list[Path]:
+    """Measure the CPU paths and write cpu_products.json, cpu_steps.json and cpu_memory.json into ``folder``.
+
+    Parameters
+    ----------
+    folder : where the records go; made if missing
+    quick : smaller matrices and fewer rounds: half a minute instead of a few minutes
+    say : takes a line of text for each result
+
+    Returns
+    -------
+    The paths written.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    command = "hashedmm bench --cpu" + (" --quick" if quick else "")
+    size = QUICK if quick else FULL
+    side, budget = size["side"], size["budget"]
+    written = []
+
+    def keep(name: str, kind: str, rows: list[Row]) -> None:
+        write(folder / name, new_record(kind, rows, command))
+        written.append(folder / name)
+
+    products = _products((side, side), (1, 64), budget, say) + _products((1000, 784), (50,), budget, say)
+    keep("cpu_products.json", "timing", products)
+    steps = [row for c in COMPRESSIONS for row in _steps(c, size["steps"], size["rounds"], say)]
+    keep("cpu_steps.json", "timing", steps)
+    keep("cpu_memory.json", "memory", _memory(say))
+    return written

@@ -1,0 +1,564 @@
+"""The command ``hashedmm``: doctor, train, bench, experiment, report. It parses, checks, calls the package and prints.
+
+Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 a check failed (doctor, report --check),
+2 bad input, 130 Ctrl-C. May import everything in the package; what is optional is imported where it is needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import math
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from hashedmm import __version__, records, safefile
+from hashedmm.build import gpu_available
+from hashedmm.checkpoint import save_model
+from hashedmm.datasets import Dataset, _mnist_folder, load_mnist
+from hashedmm.experiments import EXPERIMENTS, default_dropout, default_options, find_experiment, run_experiment
+from hashedmm.hashing import HASHES, HashSpec
+from hashedmm.matmul import hashed_matmul
+from hashedmm.nn import DECAYS, MLP, STRUCTURES, Adam, History, train
+from hashedmm.report import origin, render, text_table, write_bytes
+
+TRACEBACK = "HASHEDMM_TRACEBACK"  # set this variable to see where an error comes from
+OUT = Path("out")  # where results go if nothing else is said
+EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; ``argv`` without the program's name. Returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments, argv)
+    except BrokenPipeError:  # the reader of our output has left, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except (ValueError, TypeError, OSError, ArithmeticError) as e:
+        if os.environ.get(TRACEBACK):
+            raise
+        if isinstance(e, OSError) and e.strerror and e.filename:
+            message = f"{e.filename}: {e.strerror}"
+        else:
+            message = str(e) or type(e).__name__
+        print(f"hashedmm: error: {message}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("\nhashedmm: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Arguments
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors look like all others of the program."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_BAD_INPUT, f"hashedmm: error: {message}. See {self.prog} --help\n")
+
+
+def _typed(convert: Callable[[str], Any], expected: str) -> Callable[[str], Any]:
+    """A converter for argparse whose error says what was expected and what came."""
+
+    def checked(text: str) -> Any:
+        try:
+            return convert(text)
+        except (ValueError, ZeroDivisionError, OverflowError):
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}") from None
+
+    return checked
+
+
+def _compression(text: str) -> float:
+    value = float(Fraction(text.replace(" ", "")))
+    if not 0 < value <= 1:
+        raise ValueError
+    return value
+
+
+def _sizes(text: str) -> list[int]:
+    sizes = [int(part) for part in re.split("[,-]", text)]
+    if len(sizes) < 2 or min(sizes) < 1:
+        raise ValueError
+    return sizes
+
+
+def _pair(text: str) -> tuple[int, int]:
+    height, width = (int(part) for part in re.split("[,x]", text))
+    if min(height, width) < 1:
+        raise ValueError
+    return height, width
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def integer(text: str) -> int:
+        if (value := int(text)) < least:
+            raise ValueError
+        return value
+
+    return _typed(integer, f"an integer of at least {least}")
+
+
+def _number(low: float, high: float, expected: str, *, with_low: bool = False) -> Callable[[str], float]:
+    def number(text: str) -> float:
+        value = float(text)
+        if not (low < value < high or (with_low and value == low)):
+            raise ValueError
+        return value
+
+    return _typed(number, expected)
+
+
+def _seed(text: str) -> int:
+    if not 0 <= (value := int(text)) < 2**32:
+        raise ValueError
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="hashedmm",
+        description="Weight matrices whose entries a hash draws from few stored buckets.",
+        epilog=f"Set {TRACEBACK}=1 to see where an error comes from.",
+    )
+    parser.add_argument("--version", action="version", version=f"hashedmm {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+
+    def command(name: str, run: Callable[..., int], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
+        sub.set_defaults(run=run)
+        return sub
+
+    command("doctor", _doctor, "say what is on this machine, what will run where, and what to install for more")
+
+    p = command("train", _train, "train a network on MNIST")
+    net = p.add_argument_group("the network")
+    net.add_argument("--structure", choices=STRUCTURES, default="strips", metavar="NAME",
+                     help=f"one of {', '.join(STRUCTURES)} (default strips)")  # fmt: skip
+    net.add_argument("--compression", type=_typed(_compression, "a number in (0, 1], such as 1/8 or 0.125"),
+                     metavar="C", help="stored / virtual weights, as 1/8 or 0.125 (default 1/8)")  # fmt: skip
+    net.add_argument("--layers", type=_typed(_sizes, "sizes of at least 1, such as 784,1000,10"), metavar="SIZES",
+                     default=[784, 1000, 10], help="from the inputs to the classes (default 784,1000,10)")  # fmt: skip
+    net.add_argument("--dropout", type=_number(0, 1, "a rate in [0, 1)", with_low=True), metavar="RATE",
+                     help="on hidden activations (default: by structure and compression)")  # fmt: skip
+    net.add_argument("--hash", choices=HASHES, default="fmix32", metavar="NAME",
+                     help=f"one of {', '.join(HASHES)} (default fmix32)")  # fmt: skip
+    for option, kind, text in (
+        ("--height", _at_least(1), "of strips"),
+        ("--panel", _typed(_pair, "height and width, such as 128,1024"), "of strips and panels, as 128,1024"),
+        ("--stride", _at_least(1), "between the candidates of strips (default: by compression)"),
+        ("--length", _at_least(1), "of runs and of codebook's words"),
+        ("--tile", _at_least(1), "side of tiles"),
+    ):
+        net.add_argument(option, type=kind, metavar="N" if option != "--panel" else "H,W", help=text)
+    how = p.add_argument_group("the training")
+    how.add_argument("--epochs", type=_at_least(1), default=30, metavar="N", help="(default 30)")
+    how.add_argument("--batch", type=_at_least(1), default=100, metavar="N", help="samples a step (default 100)")
+    how.add_argument("--lr", type=_number(0, math.inf, "a number above 0"), default=1e-3, metavar="RATE",
+                     help="learning rate of Adam (default 0.001)")  # fmt: skip
+    how.add_argument("--decay", choices=tuple(DECAYS), default="linear", metavar="NAME",
+                     help=f"of the learning rate: {', '.join(DECAYS)} (default linear)")  # fmt: skip
+    how.add_argument("--seed", type=_typed(_seed, "an integer from 0 to 4294967295"), default=0, metavar="N",
+                     help="everything random follows from it (default 0)")  # fmt: skip
+    how.add_argument("--validation", type=_at_least(0), default=0, metavar="N",
+                     help="hold out N training samples and keep the weights of the best epoch on them")  # fmt: skip
+    how.add_argument("--limit", type=_at_least(1), metavar="N", help="use the first N training samples only")
+    how.add_argument("--data", metavar="FOLDER",
+                     help="where MNIST's files are (default: $HASHEDMM_DATA, else the checkout)")  # fmt: skip
+    how.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", metavar="NAME",
+                     help="auto, cpu or gpu (default auto)")  # fmt: skip
+    out = p.add_argument_group("what comes out")
+    out.add_argument("--json", action="store_true", help="print one line of JSON and nothing else on stdout")
+    out.add_argument("--quiet", action="store_true", help="no progress bar")
+    out.add_argument("--save", metavar="FILE", help="save the trained network (safetensors)")
+    out.add_argument("--state", metavar="FILE", help="keep the state of the training there, to go on from")
+    out.add_argument("--resume", metavar="FILE", help="go on from the state of an interrupted training")
+
+    p = command("experiment", _experiment, "train the runs of a declared experiment and compare them")
+    p.add_argument("name", nargs="?", metavar="NAME", help=f"one of {', '.join(EXPERIMENTS)}")
+    p.add_argument("--list", action="store_true", help="list the experiments and their runs")
+    p.add_argument("--output", metavar="FILE", help="the record, ending in .json (default out/NAME.json)")
+    p.add_argument("--fresh", action="store_true", help="begin anew instead of going on from what the record holds")
+    p.add_argument("--quiet", action="store_true", help="no progress bars")
+
+    p = command("bench", _bench, "measure speed and memory: every result is verified, then timed")
+    p.add_argument("--cpu", action="store_true", required=True,
+                   help="the CPU paths (there are no others in this version)")  # fmt: skip
+    p.add_argument("--output", metavar="FOLDER", default=str(OUT), help="where the records go (default out)")
+    p.add_argument("--quick", action="store_true", help="smaller and fewer: half a minute")
+
+    p = command("report", _report, "make tables from the records of data/results")
+    either = p.add_mutually_exclusive_group()
+    either.add_argument("--write", metavar="FILE", nargs="?", const="README.md",
+                        help="write them between the markers of a file (default README.md)")  # fmt: skip
+    either.add_argument("--check", metavar="FILE", nargs="?", const="README.md",
+                        help="exit 1 if the tables in a file (default README.md) differ from the records")  # fmt: skip
+    return parser
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# train
+
+_OPTIONS = {  # of a structure's constructor
+    "strips": ("height", "panel", "stride"), "panels": ("panel",), "runs": ("length",), "tiles": ("tile",),
+    "codebook": ("length",),
+}  # fmt: skip
+
+
+def _train(arguments: argparse.Namespace, argv: list[str]) -> int:
+    settings = _train_settings(arguments)
+    if arguments.device == "gpu":
+        raise ValueError("--device gpu: this version has no CUDA kernels and computes on the CPU; take cpu or auto")
+    default = OUT / f"train-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]}.state"
+    state = arguments.state or arguments.resume or str(default)
+    _check_files(arguments)
+    model = MLP(
+        settings["layers"], structure=settings["structure"], compression=settings["compression"],
+        dropout=settings["dropout"], seed=settings["seed"], hash=settings["hash"], **settings["options"],
+    )  # fmt: skip
+    data = _train_data(arguments, settings)
+    if Path(state) == default and default.exists() and not arguments.resume:
+        print(f"{state} is the state of such a run that was interrupted; this one begins anew and replaces it.",
+              "To go on instead:", f"    {_resume_command(argv, state)}", sep="\n", file=sys.stderr)  # fmt: skip
+    with _folder_for(Path(state)):
+        if not arguments.json:
+            print(model.summary())
+            print(f"{len(data.y_train):,} training samples, on the CPU\n", flush=True)
+        history = train(
+            model, data, epochs=settings["epochs"], batch=settings["batch"], optimizer=Adam(settings["lr"]),
+            decay=settings["decay"], seed=settings["seed"], validation=settings["validation"],
+            progress=not arguments.quiet, save_state=state, resume=arguments.resume,
+        )  # fmt: skip
+        if history.interrupted:
+            done = f"{len(history.epoch)} of {settings['epochs']} epochs are done"
+            print(f"\nInterrupted: {done}, and the state is saved in {state}. To go on:", file=sys.stderr)
+            print(f"    {_resume_command(argv, state)}", file=sys.stderr)
+            return EXIT_INTERRUPTED
+        if arguments.save is not None:
+            save_model(arguments.save, model, test_error=history.final_test_error, settings=settings)
+        if Path(state) == default:  # nobody asked for it, and it has done its work
+            default.unlink()
+    if arguments.json:
+        print(json.dumps(_train_result(settings, model, data, history, arguments.save)))
+    else:
+        print("\n" + _closing(model, data, history, arguments.save))
+    return 0
+
+
+def _check_files(arguments: argparse.Namespace) -> None:
+    """ValueError unless every file that is named can be read, or written without destroying another."""
+    save, state, resume = (
+        path and os.path.realpath(path) for path in (arguments.save, arguments.state, arguments.resume)
+    )
+    if resume and not os.path.isfile(resume):
+        raise ValueError(f"--resume must name the state of an interrupted run; there is no file {arguments.resume}")
+    if save:
+        safefile.check_writable(arguments.save, "--save")
+    if save and save in (state, resume):
+        raise ValueError(f"--save must name another file than the state, got {arguments.save} for both")
+    if state:
+        safefile.check_writable(arguments.state, "--state")
+        if os.path.exists(state) and state != resume:
+            raise ValueError(
+                f"--state: {arguments.state} exists. To go on from it, take --resume instead; to begin anew, delete it "
+                "or name another file"
+            )
+
+
+@contextlib.contextmanager
+def _folder_for(file: Path) -> Iterator[None]:
+    """Make the folder of the default state file, and remove it again if it is left empty."""
+    made = file.parent == OUT and not OUT.exists()
+    if made:
+        OUT.mkdir()
+    safefile.check_writable(file, "the state's file")
+    try:
+        yield
+    finally:
+        if made:
+            with contextlib.suppress(OSError):  # it holds something
+                OUT.rmdir()
+
+
+def _train_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """All that the result depends on, every default filled in; ValueError where arguments contradict each other."""
+    structure, compression = arguments.structure, arguments.compression
+    names = ("height", "panel", "stride", "length", "tile")
+    options = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    for name in options:
+        if name not in _OPTIONS.get(structure, ()):
+            able = " and ".join(s for s, takes in _OPTIONS.items() if name in takes)
+            raise ValueError(f"--{name} belongs to {able}, and --structure is {structure}; leave one of them out")
+    if structure == "dense":
+        if compression not in (None, 1.0):
+            raise ValueError("--compression: a dense network stores every weight; leave it out or change --structure")
+        compression = 1.0
+    compression = 1 / 8 if compression is None else compression
+    method = structure if structure == "dense" else f"hashed:{structure}"
+    dropout = default_dropout(method, compression) if arguments.dropout is None else arguments.dropout
+    options = options or default_options(method, compression)
+    return {
+        "dataset": "mnist", "structure": structure, "compression": compression, "layers": arguments.layers,
+        "options": options, "hash": arguments.hash, "dropout": dropout, "epochs": arguments.epochs,
+        "batch": arguments.batch, "lr": arguments.lr, "decay": arguments.decay, "seed": arguments.seed,
+        "validation": arguments.validation, "limit": arguments.limit,
+    }  # fmt: skip
+
+
+def _train_data(arguments: argparse.Namespace, settings: dict[str, Any]) -> Dataset:
+    data = load_mnist(arguments.data)
+    inputs, classes = settings["layers"][0], settings["layers"][-1]
+    if inputs != data.n_features or classes != data.n_classes:
+        raise ValueError(
+            f"--layers must begin with {data.n_features} and end with {data.n_classes} for {data.name}, got "
+            f"{','.join(map(str, settings['layers']))}"
+        )
+    if arguments.limit is not None:
+        if arguments.limit > len(data.y_train):
+            raise ValueError(
+                f"--limit must be at most the {len(data.y_train)} samples there are, got {arguments.limit}"
+            )
+        data = data.subset(arguments.limit, len(data.y_test))
+    return data
+
+
+def _resume_command(argv: Sequence[str], state: str) -> str:
+    """The command line that goes on from ``state``."""
+    kept = []
+    skip = False
+    for word in argv:
+        if skip:
+            skip = False
+        elif word in ("--state", "--resume"):
+            skip = True
+        elif not word.startswith(("--state=", "--resume=")):
+            kept.append(word)
+    return shlex.join(["hashedmm", *kept, "--resume", state])
+
+
+def _train_result(settings: dict[str, Any], model: MLP, data: Dataset, history: History, saved: str | None) -> dict:
+    """What --json prints."""
+    return {
+        "test_error": history.final_test_error,
+        "stored_buckets": sum(linear.weight.value.size for linear in model.linears),
+        "stored_values": model.stored_values,
+        "stored_bytes": model.stored_bytes,
+        "virtual_weights": model.virtual_weights,
+        "seconds_per_epoch": history.seconds_per_epoch,
+        "device": "cpu",
+        "training_samples": len(data.y_train),
+        "saved": saved,
+        **settings,
+        "history": history.to_dict(),
+    }
+
+
+def _closing(model: MLP, data: Dataset, history: History, saved: str | None) -> str:
+    """What a person sees at the end."""
+    dense_bytes = 4 * (model.virtual_weights + sum(linear.d_out for linear in model.linears))
+    part = model.stored_bytes / dense_bytes
+    share = f", {100 * part:.1f} % of the dense net's" if part != 1 else ""
+    seconds = f"{history.seconds_per_epoch:.2f} s, {history.total_seconds:.1f} s in all"
+    lines = [
+        ("test error", f"{history.final_test_error:.2f} % of {len(data.y_test):,} samples"),
+        ("stored", f"{model.stored_values:,} values, {model.stored_bytes:,} bytes{share}"),
+        ("time", f"{len(history.epoch)} epochs of {seconds}"),
+    ]
+    if history.best_epoch is not None:
+        lines.insert(1, ("weights", f"of epoch {history.best_epoch}, the best on the samples held out"))
+    if saved is not None:
+        lines.append(("saved", f"{saved}; in Python: hashedmm.load_model({saved!r})"))
+    return "\n".join(f"{name:<12}{text}" for name, text in lines)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# experiment, bench, report
+
+
+def _experiment(arguments: argparse.Namespace, argv: list[str]) -> int:
+    if arguments.list:
+        for experiment in EXPERIMENTS.values():
+            print(f"{experiment.name}: {experiment.description}")
+            for run in experiment.runs:
+                seeds = f"seed {run.seeds[0]}" if len(run.seeds) == 1 else f"{len(run.seeds)} seeds"
+                print(f"    {run.label:32} {run.epochs} epochs, batch {run.batch}, dropout {run.dropout:g}, {seeds}")
+        return 0
+    if arguments.name is None:
+        raise ValueError(f"name an experiment: {', '.join(EXPERIMENTS)}; --list says what they are")
+    name = find_experiment(arguments.name).name
+    output = Path(arguments.output or OUT / f"{name}.json")
+    before = output.stat().st_mtime_ns if output.exists() else None
+    try:
+        record = run_experiment(name, output=output, progress=not arguments.quiet, fresh=arguments.fresh)
+    except KeyboardInterrupt:
+        again = shlex.join(["hashedmm", *(word for word in argv if word != "--fresh")])
+        print(f"\nInterrupted; what is done is saved in {output} and beside it. To go on:", file=sys.stderr)
+        print(f"    {again}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    if before is not None and output.stat().st_mtime_ns == before:
+        print(f"{output} is complete already, from {record['date']}; --fresh trains again.", file=sys.stderr)
+    print("\n" + text_table(record) + "\n")
+    print(f"record  {output}")
+    figure = output.with_suffix(".png")
+    try:
+        from hashedmm import plots
+    except ImportError:
+        print("figure  none: it needs matplotlib; in a checkout, pip install -e '.[plot]'")
+    else:
+        drawn = plots.error_against_storage(record["rows"], f"{name}: test error against storage")
+        write_bytes(figure, plots.png(drawn))
+        print(f"figure  {figure}")
+    if name == "demo":
+        print("\n`make lab` opens the walkthrough: notebooks that explain, step by step, what you have just seen.")
+    return 0
+
+
+def _bench(arguments: argparse.Namespace, argv: list[str]) -> int:
+    from hashedmm import bench
+
+    folder = Path(arguments.output)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--output must be a folder for bench, got the file {folder}")
+    for path in bench.run_cpu(folder, quick=arguments.quick):
+        print(f"record  {path}")
+    return 0
+
+
+def _report(arguments: argparse.Namespace, argv: list[str]) -> int:
+    target = arguments.write or arguments.check
+    text = Path(target).read_text(encoding="utf-8") if target else ""
+    available = records.load_all()
+    if not target:
+        tables = [f"{name}\n{origin(record)}\n\n{text_table(record)}" for name, record in available.items()]
+        print("\n\n\n".join(tables) or "There are no records in data/results.")
+        return 0
+    made = render(text, available)
+    if made == text:
+        print(f"{target}: its tables agree with the records.")
+    elif arguments.check:
+        mend = f"`hashedmm report --write {target}` mends it"
+        print(f"{target}: its tables differ from the records; {mend}.", file=sys.stderr)
+        return EXIT_FAILED
+    else:
+        write_bytes(target, made.encode("utf-8"))
+        print(f"{target}: its tables are written anew from the records.")
+    return 0
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# doctor
+
+
+def _doctor(arguments: argparse.Namespace, argv: list[str]) -> int:
+    missing: list[tuple[str, str]] = []  # what for, how to install
+    cores = records.device_info()["cores"]
+    print(f"hashedmm {__version__}: what is on this machine\n")
+    _say("Python", f"{platform.python_version()}, {platform.system()} {platform.machine()}, {cores} cores")
+    _say("NumPy", f"{metadata.version('numpy')}, {_blas()}")
+    _say("numba", metadata.version("numba"))
+    for package, name, purpose, extra in (
+        ("matplotlib", "matplotlib", "figures", "plot"),
+        ("jupyterlab", "JupyterLab", "the notebooks", "lab"),
+        ("pytest", "pytest", "the tests", "lab,test"),
+    ):
+        version = _version(package)
+        _say(name, version or "not installed")
+        if version is None:
+            missing.append((purpose, f"pip install -e '.[{extra}]'"))
+    driver, cupy = _nvidia(), _cupy()
+    _say("NVIDIA GPU", driver or "none found (nvidia-smi does not answer)")
+    _say("CuPy", cupy)
+    try:
+        data = load_mnist()
+        samples = f"{len(data.y_train):,} + {len(data.y_test):,} samples"
+        _say("MNIST", f"{samples}, checksums verified, in {_mnist_folder(None)}")
+    except (OSError, ValueError) as e:
+        _say("MNIST", str(e).removeprefix("MNIST: "))
+    working, what = _cpu_works()
+    _say("CPU path", what)
+
+    print("\nWhat will run here\n")
+    _say("on the CPU", "everything in this version" if working else "nothing: the CPU path is broken, see above")
+    _say("on the GPU", "nothing: this version has no CUDA kernels")
+    if missing:
+        print("\nTo get more, in a checkout (`make lab` and `make test` do this for you)\n")
+        for purpose, command in missing:
+            _say(purpose, command)
+    return 0 if working else EXIT_FAILED
+
+
+def _say(name: str, text: str) -> None:
+    """Print "name  text" in 80 columns; the text hangs."""
+    indent = " " * 16
+    wrapped = textwrap.wrap(text, 80 - len(indent), break_long_words=False, break_on_hyphens=False)
+    print(f"  {name:<14}" + f"\n{indent}".join(wrapped))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _blas() -> str:
+    """Which library multiplies dense matrices, as NumPy was built."""
+    try:
+        blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+        return f"with {blas['name']} {blas['version']}"
+    except (KeyError, TypeError):
+        return "with an unknown BLAS"
+
+
+def _nvidia() -> str | None:
+    """Names of the GPUs and the driver's version, as nvidia-smi says, or None."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    query = [program, "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.split("\n")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    lines = [" with driver ".join(part.strip() for part in line.split(",")) for line in found if line.strip()]
+    return "; ".join(lines) or None
+
+
+def _cupy() -> str:
+    """What CuPy is here, and if it is of no use, why."""
+    version = next((v for name in ("cupy-cuda12x", "cupy-cuda13x", "cupy") if (v := _version(name))), None)
+    if version is None:
+        return "not installed; nothing in this version needs it"
+    return f"{version}, {'sees a GPU' if gpu_available() else 'sees no GPU that it can use'}"
+
+
+def _cpu_works() -> tuple[bool, str]:
+    """Whether the compiled products agree with the reference here, and a sentence about it."""
+    rng = np.random.default_rng(0)
+    try:
+        for spec in (HashSpec.strips((48, 40), 1 / 4, height=16), HashSpec.elementwise((48, 40), 1 / 4)):
+            w, x = rng.standard_normal(spec.n_buckets), rng.standard_normal((spec.cols, 3))
+            if not np.allclose(hashed_matmul(w, x, spec), hashed_matmul(w, x, spec, kernel="reference")):
+                return False, f"a product of {spec.structure} differs from the reference: reinstall NumPy and numba"
+    except Exception as e:  # whatever is broken here is what the doctor is asked about
+        return False, f"computing a product fails ({type(e).__name__}: {e}): reinstall NumPy and numba"
+    return True, "its products agree with the reference"
