@@ -19,9 +19,12 @@ dtype. Imports hashing.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
 from numpy.lib.stride_tricks import as_strided
 
 from hashedmm.hashing import COLUMN_STEP, GOLDEN32, HASHES, HashSpec, Region, multiply_shift_parameters
@@ -35,23 +38,48 @@ SUMS = 2**21  # numbers in the sums z at once, about
 # Hashing, compiled. The hash of a row of blocks goes to a buffer first: plain loops that vectorise.
 
 
+@lru_cache(maxsize=64)
 def _hash_arguments(spec: HashSpec) -> tuple[np.ndarray, int]:
     """(seed, a1, a2, b) as uint64, and which hash it is."""
     return np.array([spec.seed, *multiply_shift_parameters(spec.seed)], np.uint64), HASHES.index(spec.hash)
 
 
+# Numba types a product or a shift of uint32 as uint64, which halves the lanes of every vector instruction and adds
+# conversions. These four stay in 32 bits.
+
+
+def _in_32_bits(build):
+    """An intrinsic of two uint32 that gives a uint32; ``build(builder, a, b)`` emits it."""
+
+    @intrinsic
+    def operation(context, a, b):
+        return types.uint32(types.uint32, types.uint32), lambda context, builder, sig, args: build(builder, *args)
+
+    return operation
+
+
+def _emit_rotate(builder, h, bits):
+    return builder.or_(builder.shl(h, bits), builder.lshr(h, builder.sub(ir.Constant(h.type, 32), bits)))
+
+
+def _emit_high(builder, a, b):
+    wide = ir.IntType(64)
+    product = builder.mul(builder.zext(a, wide), builder.zext(b, wide))
+    return builder.trunc(builder.lshr(product, ir.Constant(wide, 32)), a.type)
+
+
+_add = _in_32_bits(lambda builder, a, b: builder.add(a, b))
+_multiply = _in_32_bits(lambda builder, a, b: builder.mul(a, b))
+_xor_shifted = _in_32_bits(lambda builder, h, bits: builder.xor(h, builder.lshr(h, bits)))  # h ^ (h >> bits)
+_rotate = _in_32_bits(_emit_rotate)
+_high = _in_32_bits(_emit_high)  # (a * b) >> 32
+
+
 @njit(inline="always")
 def _fmix32(h):
-    h = np.uint32(h ^ (h >> np.uint32(16)))
-    h = np.uint32(h * np.uint32(0x85EBCA6B))
-    h = np.uint32(h ^ (h >> np.uint32(13)))
-    h = np.uint32(h * np.uint32(0xC2B2AE35))
-    return np.uint32(h ^ (h >> np.uint32(16)))
-
-
-@njit(inline="always")
-def _rotate(h, bits):
-    return np.uint32((h << np.uint32(bits)) | (h >> np.uint32(32 - bits)))
+    h = _multiply(_xor_shifted(h, np.uint32(16)), np.uint32(0x85EBCA6B))
+    h = _multiply(_xor_shifted(h, np.uint32(13)), np.uint32(0xC2B2AE35))
+    return _xor_shifted(h, np.uint32(16))
 
 
 @njit(cache=True, nogil=True)
@@ -60,24 +88,24 @@ def _hash_row(arguments, kind, block_row, block_col, count, out):
     i, first = np.uint32(block_row), np.uint32(block_col)
     seed = np.uint32(arguments[0])
     if kind == 0:
-        key = _fmix32(np.uint32(seed ^ _fmix32(np.uint32(i + np.uint32(GOLDEN32)))))
+        key = _fmix32(np.uint32(seed ^ _fmix32(_add(i, np.uint32(GOLDEN32)))))
         for k in range(count):
-            j = np.uint32(first + np.uint32(k))
-            out[k] = _fmix32(np.uint32(key ^ np.uint32(j * np.uint32(COLUMN_STEP))))
+            j = _add(first, np.uint32(k))
+            out[k] = _fmix32(np.uint32(key ^ _multiply(j, np.uint32(COLUMN_STEP))))
     elif kind == 1:
         p2, p3, p4 = np.uint32(2246822519), np.uint32(3266489917), np.uint32(668265263)
-        start = np.uint32(seed + np.uint32(374761393) + np.uint32(8))
-        key = np.uint32(_rotate(np.uint32(start + np.uint32(i * p3)), 17) * p4)
+        start = _add(seed, np.uint32(374761393 + 8))
+        key = _multiply(_rotate(_add(start, _multiply(i, p3)), np.uint32(17)), p4)
         for k in range(count):
-            j = np.uint32(first + np.uint32(k))
-            h = np.uint32(_rotate(np.uint32(key + np.uint32(j * p3)), 17) * p4)
-            h = np.uint32(np.uint32(h ^ (h >> np.uint32(15))) * p2)
-            h = np.uint32(np.uint32(h ^ (h >> np.uint32(13))) * p3)
-            out[k] = np.uint32(h ^ (h >> np.uint32(16)))
+            j = _add(first, np.uint32(k))
+            h = _multiply(_rotate(_add(key, _multiply(j, p3)), np.uint32(17)), p4)
+            h = _multiply(_xor_shifted(h, np.uint32(15)), p2)
+            h = _multiply(_xor_shifted(h, np.uint32(13)), p3)
+            out[k] = _xor_shifted(h, np.uint32(16))
     else:
         start64 = arguments[1] * np.uint64(i) + arguments[3]
         for k in range(count):
-            j64 = np.uint64(np.uint32(first + np.uint32(k)))
+            j64 = np.uint64(_add(first, np.uint32(k)))
             out[k] = np.uint32((start64 + arguments[2] * j64) >> np.uint64(32))
 
 
@@ -85,10 +113,10 @@ def _hash_row(arguments, kind, block_row, block_col, count, out):
 def _pick(arguments, kind, block_row, block_col, count, candidates, unit, h, offset, sign):
     """offset[k], sign[k] of blocks (block_row, block_col + k): offset from the panel's first bucket, sign +-1."""
     _hash_row(arguments, kind, block_row, block_col, count, h)
+    t, u = np.uint32(candidates), np.uint32(unit)
     for k in range(count):
-        t = (np.uint64(h[k]) * np.uint64(candidates)) >> np.uint64(32)
-        offset[k] = np.int64(t) * unit
-        sign[k] = 1 - 2 * np.int32(h[k] & np.uint32(1))
+        offset[k] = _multiply(_high(h[k], t), u)  # below 2^31, as a panel owns no more buckets
+        sign[k] = np.int32(1) - np.int32(_multiply(h[k] & np.uint32(1), np.uint32(2)))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -98,6 +126,7 @@ def _pick(arguments, kind, block_row, block_col, count, candidates, unit, h, off
 _ROW, _COL, _PH, _PW, _BASE, _STEP, _BUCKETS, _T, _BH, _BW, _UNIT = range(11)
 
 
+@lru_cache(maxsize=256)
 def _geometry(spec: HashSpec, g: Region) -> np.ndarray:
     panel = (g.row, g.col, g.panel_rows, g.panel_cols, g.base, g.base_step, g.panel_buckets, g.candidates)
     return np.array([*panel, *spec.block, spec.unit], np.int64)
@@ -111,7 +140,7 @@ def _decompress(arguments, kind, geometry, w, i0, j0, out):
     i1, j1 = i0 + out.shape[0], j0 + out.shape[1]
     widest = min(pw, j1 - j0) // bw + 2
     h = np.empty(widest, np.uint32)
-    offset = np.empty(widest, np.int64)
+    offset = np.empty(widest, np.uint32)
     sign = np.empty(widest, w.dtype)
     for block_row in range(i0 // bh, (i1 - 1) // bh + 1):
         top, bottom = max(i0, block_row * bh), min(i1, (block_row + 1) * bh)
@@ -122,15 +151,16 @@ def _decompress(arguments, kind, geometry, w, i0, j0, out):
             count = (right - 1) // bw - block_col + 1
             _pick(arguments, kind, block_row, block_col, count, candidates, unit, h, offset, sign)
             for i in range(top, bottom):
-                place = base + i - block_row * bh
+                owned = w[base + i - block_row * bh :]  # an unsigned index into it needs no look at its sign
                 if bw == 1:
+                    row_out = out[i - i0, left - j0 :]
                     for k in range(count):
-                        out[i - i0, left - j0 + k] = sign[k] * w[place + offset[k]]
+                        row_out[k] = sign[k] * owned[offset[k]]
                 else:
                     for k in range(count):
                         corner = (block_col + k) * bw
                         for j in range(max(left, corner), min(right, corner + bw)):
-                            out[i - i0, j - j0] = sign[k] * w[place + offset[k] + (j - corner) * bh]
+                            out[i - i0, j - j0] = sign[k] * owned[offset[k] + (j - corner) * bh]
 
 
 @njit(cache=True, nogil=True)
@@ -141,7 +171,7 @@ def _scatter(arguments, kind, geometry, dense, i0, j0, out):
     i1, j1 = i0 + dense.shape[0], j0 + dense.shape[1]
     widest = min(pw, j1 - j0) // bw + 2
     h = np.empty(widest, np.uint32)
-    offset = np.empty(widest, np.int64)
+    offset = np.empty(widest, np.uint32)
     sign = np.empty(widest, out.dtype)
     for block_row in range(i0 // bh, (i1 - 1) // bh + 1):
         top, bottom = max(i0, block_row * bh), min(i1, (block_row + 1) * bh)
@@ -152,15 +182,16 @@ def _scatter(arguments, kind, geometry, dense, i0, j0, out):
             count = (right - 1) // bw - block_col + 1
             _pick(arguments, kind, block_row, block_col, count, candidates, unit, h, offset, sign)
             for i in range(top, bottom):
-                place = base + i - block_row * bh
+                owned = out[base + i - block_row * bh :]
                 if bw == 1:
+                    row_in = dense[i - i0, left - j0 :]
                     for k in range(count):
-                        out[place + offset[k]] += sign[k] * dense[i - i0, left - j0 + k]
+                        owned[offset[k]] += sign[k] * row_in[k]
                 else:
                     for k in range(count):
                         corner = (block_col + k) * bw
                         for j in range(max(left, corner), min(right, corner + bw)):
-                            out[place + offset[k] + (j - corner) * bh] += sign[k] * dense[i - i0, j - j0]
+                            owned[offset[k] + (j - corner) * bh] += sign[k] * dense[i - i0, j - j0]
 
 
 def _tiles(spec: HashSpec) -> Iterator[tuple[np.ndarray, int, int, int, int]]:
@@ -233,27 +264,51 @@ def materialise(w: np.ndarray, spec: HashSpec) -> np.ndarray:
 
 
 @njit(cache=True, nogil=True)
+def _matvec(arguments, kind, geometry, grid_rows, grid_cols, w, x, y):
+    """y += W x for one region and one column: sum and multiply panel by panel, so that w is read once, in order."""
+    ph, pw, candidates, bh = geometry[_PH], geometry[_PW], geometry[_T], geometry[_BH]
+    h, t = np.empty(pw, np.uint32), np.empty(pw, np.uint32)
+    sign, z = np.empty(pw, x.dtype), np.empty(candidates, x.dtype)
+    for r in range(grid_rows):
+        for c in range(grid_cols):
+            base = geometry[_BASE] + r * geometry[_STEP] + c * geometry[_BUCKETS]
+            for top in range(0, ph, bh):
+                block_row = (geometry[_ROW] + r * ph + top) // bh
+                _pick(arguments, kind, block_row, geometry[_COL] + c * pw, pw, candidates, 1, h, t, sign)
+                column = x[c * pw :]
+                z[:] = 0
+                for k in range(pw):
+                    z[t[k]] += sign[k] * column[k]
+                rows = y[r * ph + top : r * ph + min(top + bh, ph)]
+                for b in range(candidates):
+                    codeword = w[base + b * geometry[_UNIT] :]
+                    for i in range(len(rows)):
+                        rows[i] += codeword[i] * z[b]
+
+
+@njit(cache=True, nogil=True)
 def _sum_inputs(arguments, kind, geometry, r0, x, z):
     """z = S x for all strips of panel rows r0 .. r0 + z.shape[0] - 1 of a region; x (cols of the region, n)."""
     strips, n = z.shape[1], z.shape[3]
     ph, pw, candidates, bh = geometry[_PH], geometry[_PW], geometry[_T], geometry[_BH]
-    h = np.empty(pw, np.uint32)
+    h, t = np.empty(pw, np.uint32), np.empty(pw, np.uint32)
+    sign = np.empty(pw, z.dtype)
     z[:] = 0
     for c in range(z.shape[2] // candidates):  # panel by panel across, so that its rows of x stay in the cache
+        rows = x[c * pw : (c + 1) * pw]
         for q in range(z.shape[0] * strips):
             r, s = q // strips, q % strips
             block_row = (geometry[_ROW] + (r0 + r) * ph) // bh + s
-            _hash_row(arguments, kind, block_row, geometry[_COL] + c * pw, pw, h)
+            _pick(arguments, kind, block_row, geometry[_COL] + c * pw, pw, candidates, 1, h, t, sign)
+            sums = z[r, s, c * candidates :]
             if n == 1:
                 for k in range(pw):
-                    t = c * candidates + np.int64((np.uint64(h[k]) * np.uint64(candidates)) >> np.uint64(32))
-                    z[r, s, t, 0] += (1 - 2 * np.int32(h[k] & np.uint32(1))) * x[c * pw + k, 0]
+                    sums[t[k], 0] += sign[k] * rows[k, 0]
             else:
                 for k in range(pw):
-                    t = c * candidates + np.int64((np.uint64(h[k]) * np.uint64(candidates)) >> np.uint64(32))
-                    sign = z.dtype.type(1 - 2 * np.int32(h[k] & np.uint32(1)))
+                    out, row = sums[t[k]], rows[k]
                     for m in range(n):
-                        z[r, s, t, m] += sign * x[c * pw + k, m]
+                        out[m] += sign[k] * row[m]
 
 
 @njit(cache=True, nogil=True)
@@ -262,19 +317,25 @@ def _add_selected(arguments, kind, geometry, r0, z, width, gx):
     ``width`` rows at a time are worked on, to stay in the cache."""
     strips, n = z.shape[1], z.shape[3]
     ph, pw, candidates, bh = geometry[_PH], geometry[_PW], geometry[_T], geometry[_BH]
-    h = np.empty(width, np.uint32)
+    h, t = np.empty(width, np.uint32), np.empty(width, np.uint32)
+    sign = np.empty(width, z.dtype)
     for c in range(z.shape[2] // candidates):
         for left in range(0, pw, width):
             count = min(width, pw - left)
+            rows = gx[c * pw + left :]
             for q in range(z.shape[0] * strips):
                 r, s = q // strips, q % strips
                 block_row = (geometry[_ROW] + (r0 + r) * ph) // bh + s
-                _hash_row(arguments, kind, block_row, geometry[_COL] + c * pw + left, count, h)
-                for k in range(count):
-                    t = c * candidates + np.int64((np.uint64(h[k]) * np.uint64(candidates)) >> np.uint64(32))
-                    sign = z.dtype.type(1 - 2 * np.int32(h[k] & np.uint32(1)))
-                    for m in range(n):
-                        gx[c * pw + left + k, m] += sign * z[r, s, t, m]
+                _pick(arguments, kind, block_row, geometry[_COL] + c * pw + left, count, candidates, 1, h, t, sign)
+                sums = z[r, s, c * candidates :]
+                if n == 1:
+                    for k in range(count):
+                        rows[k, 0] += sign[k] * sums[t[k], 0]
+                else:
+                    for k in range(count):
+                        out, row = rows[k], sums[t[k]]
+                        for m in range(n):
+                            out[m] += sign[k] * row[m]
 
 
 @njit(cache=True, nogil=True)
@@ -339,6 +400,11 @@ def _sums(x: np.ndarray, spec: HashSpec, g: Region, geometry, strips: int, r0: i
 
 def _matmul_sketch(w: np.ndarray, x: np.ndarray, spec: HashSpec) -> np.ndarray:
     y = np.zeros((spec.rows, x.shape[1]), x.dtype)
+    if x.shape[1] == 1:
+        for g in spec.regions:
+            columns, rows = x[g.col : g.col + g.cols, 0], y[g.row : g.row + g.rows, 0]
+            _matvec(*_hash_arguments(spec), _geometry(spec, g), g.grid_rows, g.grid_cols, w, columns, rows)
+        return y
     for g, geometry, strips, r0, r1, k in _strips(spec, x.shape[1]):
         z = _sums(_columns(x, k), spec, g, geometry, strips, r0, r1)
         product = _codebooks(w, spec, g, r0, r1).swapaxes(2, 3) @ z
