@@ -1,7 +1,8 @@
 """Speed and memory, measured against baselines that run in turn.
 
-Every result is verified against a float64 reference first and timed second, so no wrong kernel is ever fast. ``run_cpu`` writes three records: products, training epochs, and the peak memory of a product whose W would not fit.
-Imports matmul, nn, records.
+Every result is verified against a float64 reference first and timed second, so no wrong kernel is ever fast.
+``run_cpu`` writes three records: products, training steps, and the peak memory of a product whose W would not fit.
+Imports matmul, nn, experiments, records.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from typing import Any
 import numpy as np
 
 from hashedmm import cpu, reference
+from hashedmm.experiments import Run, default_options
 from hashedmm.hashing import HashSpec
 from hashedmm.matmul import hashed_matmul, hashed_matmul_grad_w, hashed_matmul_grad_x, materialise
-from hashedmm.nn import MLP, Adam, equal_storage_width, softmax_cross_entropy
+from hashedmm.nn import MLP, Adam, softmax_cross_entropy
 from hashedmm.records import new_record, write
 
 TOLERANCE = 1e-5  # relative error of a float32 product that is accepted: above the rounding of 4096 terms
@@ -102,8 +104,10 @@ def _product(operation: str, spec: HashSpec, n: int, budget: float) -> Row:
 def _products(shape: tuple[int, int], columns: Sequence[int], budget: float, say: Callable[[str], None]) -> list[Row]:
     rows = []
     for compression in COMPRESSIONS:
+        trained = default_options("hashed:strips", compression)
         specs = (
             HashSpec.strips(shape, compression, seed=1),
+            *([HashSpec.strips(shape, compression, seed=1, **trained)] if trained else []),
             HashSpec.strips(shape, compression, height=16, seed=1),
             HashSpec.panels(shape, compression, seed=1),
             HashSpec.elementwise(shape, compression, seed=1),
@@ -132,19 +136,19 @@ def _row(operation: str, kernel: str, spec: HashSpec, n: int, error: float, time
 def _line(row: Row) -> str:
     d_out, d_in, n = row["shape"]
     name, baseline = next(iter(row["baselines"].items()))
-    structure = row["structure"] + (f" {row['spec']['block'][0]}" if row["structure"] == "strips" else "")
+    structure = row["structure"]
+    if structure == "strips":
+        stride = row["spec"]["stride"]
+        structure += f" {row['spec']['block'][0]}" + (f"/{stride}" if stride else "")
     return (
-        f"{row['operation']:7} {d_out:5} x {d_in:5}, n {n:4}  1/{round(1 / row['compression']):<3} {structure:11} "
+        f"{row['operation']:7} {d_out:5} x {d_in:5}, n {n:4}  1/{round(1 / row['compression']):<3} {structure:13} "
         f"{row['ms']:9.3f} ms  {name} {baseline:9.3f} ms  {baseline / row['ms']:6.2f} x as fast"
     )
 
 
 def _net(method: str, compression: float) -> MLP:
-    if method == "small_dense":
-        stored = _net("strips", compression).stored_values
-        width = equal_storage_width(LAYERS, stored)
-        return MLP((LAYERS[0], width, LAYERS[2]), structure="dense", dropout=0.25, seed=1)
-    return MLP(LAYERS, structure=method, compression=compression, dropout=0.25, seed=1)
+    """The network that `hashedmm train` would train: speed is measured on what the errors are measured on."""
+    return Run(method, 1.0 if method == "dense" else compression, layers=LAYERS).build(seed=1)
 
 
 def _step(net: MLP, optimizer: Adam, x: np.ndarray, labels: np.ndarray, step: int) -> None:
@@ -171,7 +175,8 @@ def _steps(compression: float, steps: int, rounds: int, say: Callable[[str], Non
     rng = np.random.default_rng(0)
     x = (rng.random((steps, BATCH, LAYERS[0]), np.float32) < 0.2).astype(np.float32)
     labels = rng.integers(0, LAYERS[-1], (steps, BATCH))
-    nets = {method: _net(method, compression) for method in ("dense", "strips", "elementwise", "small_dense")}
+    methods = ("dense", "hashed:strips", "hashed:elementwise", "small_dense")
+    nets = {method.removeprefix("hashed:"): _net(method, compression) for method in methods}
     errors = {method: _check_step(net, x[0], labels[0]) for method, net in nets.items()}
 
     def runner(net: MLP) -> Callable[[], None]:
