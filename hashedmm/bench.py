@@ -41,15 +41,17 @@ def measure(functions: dict[str, Callable[[], Any]], *, budget: float, least: in
     """Milliseconds of every call, functions taking turns, so that what slows the machine down slows all of them.
 
     Each is called once untimed; then rounds follow until ``budget`` seconds are spent, but at least ``least`` of them.
+    Every round has an order of its own, so that no function always finds the caches as one other leaves them.
     """
+    order = np.random.default_rng(0)
     times: dict[str, list[float]] = {name: [] for name in functions}
     for function in functions.values():
         function()
     end = time.perf_counter() + budget
     while len(next(iter(times.values()))) < least or time.perf_counter() < end:
-        for name, function in functions.items():
+        for name in order.permutation(list(functions)):
             start = time.perf_counter()
-            function()
+            functions[name]()
             times[name].append(1e3 * (time.perf_counter() - start))
     return times
 
