@@ -5,6 +5,7 @@ PYTHON ?= python3
 WORKERS ?= 2
 VENV := .venv
 PY := $(VENV)/bin/python
+comma := ,
 
 # What runs here sees the packages and kernels of $(VENV) and no others.
 unexport JUPYTER_PATH MPLBACKEND PYTHONHOME PYTHONPATH
@@ -48,11 +49,13 @@ clean:  ## delete .venv and all caches; data and results stay
 # Installing. A stamp file says that an install succeeded; pyproject.toml being newer makes it happen again.
 $(VENV)/.demo: extras := plot
 $(VENV)/.lab: extras := lab
-$(VENV)/.test: extras := lab,test
+$(VENV)/.test: extras := lab,test,nvrtc
+# The emulator needs a C++ compiler: where the machine has none, one comes as a wheel.
+$(VENV)/.lab $(VENV)/.test: compiler := $(if $(shell command -v c++ || command -v g++ || command -v clang++),,$(comma)emulator)
 
 $(VENV)/.demo $(VENV)/.lab $(VENV)/.test: $(PY) pyproject.toml
-	@echo "Installing hashedmm[$(extras)] into $(VENV): minutes the first time, seconds later."
-	@$(PY) -m pip install --quiet --disable-pip-version-check --editable ".[$(extras)]"
+	@echo "Installing hashedmm[$(extras)$(compiler)] into $(VENV): minutes the first time, seconds later."
+	@$(PY) -m pip install --quiet --disable-pip-version-check --editable ".[$(extras)$(compiler)]"
 	@touch $@
 
 # A virtual environment holds absolute paths, so it is made anew when the folder was moved, or when making it was cut short.

@@ -1,6 +1,6 @@
 """Matrix products with hashed weights: a matrix W_h whose entries a hash draws from few stored buckets."""
 
-from hashedmm.build import gpu_available
+from hashedmm.build import RawKernel, gpu_available
 from hashedmm.checkpoint import load_model, save_model
 from hashedmm.datasets import Dataset, load_mnist
 from hashedmm.hashing import HashSpec, derive_seed
@@ -19,6 +19,7 @@ __all__ = [
     "HashSpec",
     "HashedLinear",
     "Linear",
+    "RawKernel",
     "ReLU",
     "derive_seed",
     "gpu_available",

@@ -1,8 +1,9 @@
 """Speed and memory, measured against baselines that run in turn.
 
 Every result is verified against a float64 reference first and timed second, so no wrong kernel is ever fast.
-``run_cpu`` writes three records: products, training steps, and the peak memory of a product whose W would not fit.
-Imports matmul, nn, experiments, records.
+``run_cpu`` writes three records: products, training steps, and the peak memory of a product whose W would not fit;
+``run_gpu`` writes the CUDA kernels' times against cuBLAS, and what the GPU can do at most. Imports build, kernels,
+matmul, nn, experiments, records.
 """
 
 from __future__ import annotations
@@ -14,14 +15,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hashedmm import cpu, reference
+from hashedmm.build import gpu_available, shared_limit
 from hashedmm.experiments import Run, default_options
 from hashedmm.hashing import HashSpec
+from hashedmm.kernels import CUDA
 from hashedmm.matmul import hashed_matmul, hashed_matmul_grad_w, hashed_matmul_grad_x, materialise
 from hashedmm.nn import MLP, Adam, softmax_cross_entropy
 from hashedmm.records import new_record, write
@@ -49,11 +53,16 @@ def measure(functions: dict[str, Callable[[], Any]], *, budget: float, least: in
         function()
     end = time.perf_counter() + budget
     while len(next(iter(times.values()))) < least or time.perf_counter() < end:
-        for name in order.permutation(list(functions)):
+        for name in _shuffled(functions, order):
             start = time.perf_counter()
             functions[name]()
             times[name].append(1e3 * (time.perf_counter() - start))
     return times
+
+
+def _shuffled(functions: dict[str, Callable[[], Any]], order: np.random.Generator) -> list[str]:
+    names = list(functions)
+    return [names[i] for i in order.permutation(len(names))]
 
 
 def _percentiles(times: Sequence[float]) -> dict[str, float]:
@@ -299,4 +308,170 @@ def run_cpu(folder: Path | str, *, quick: bool = False, say: Callable[[str], Non
     steps = [row for c in COMPRESSIONS for row in _steps(c, size["steps"], size["rounds"], say)]
     keep("cpu_steps.json", "timing", steps)
     keep("cpu_memory.json", "memory", _memory(say))
+    return written
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# On a GPU
+
+# Structures of the kernel ladder: what each constructor takes beside shape and compression.
+LADDER: dict[str, Callable[[tuple[int, int], float], HashSpec]] = {
+    "elementwise": lambda shape, c: HashSpec.elementwise(shape, c, seed=1),
+    "panels": lambda shape, c: HashSpec.panels(shape, c, seed=1),
+    "strips": lambda shape, c: HashSpec.strips(shape, c, height=16, seed=1),
+}
+GPU_FULL: dict[str, Any] = {"side": 4096, "columns": (1, 32, 512), "budget": 0.25}
+GPU_QUICK: dict[str, Any] = {"side": 1024, "columns": (1, 64), "budget": 0.05}
+GPU_TOLERANCE = {"float32": 1e-5, "float16": 2e-3}  # float16 rounds the result to 11 bits
+
+
+def gpu_info() -> dict[str, Any]:
+    """The current GPU: name, multiprocessors, memory, L2 cache and driver."""
+    import cupy
+
+    properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.runtime.getDevice())
+    return {
+        "kind": "gpu",
+        "name": properties["name"].decode(),
+        "compute_capability": f"{properties['major']}.{properties['minor']}",
+        "multiprocessors": properties["multiProcessorCount"],
+        "memory_bytes": properties["totalGlobalMem"],
+        "l2_bytes": properties["l2CacheSize"],
+        "cuda_driver": cupy.cuda.runtime.driverGetVersion(),
+    }
+
+
+def measure_gpu(functions: dict[str, Callable[[], Any]], *, budget: float, least: int = 7) -> dict[str, list[float]]:
+    """Milliseconds of every call on the GPU, functions taking turns, each round in an order of its own.
+
+    Each is called three times untimed. Before a timed call a buffer of four times the L2 cache is overwritten, so that
+    nothing is found there; and while the GPU is busy with that, the host gets ahead, so that what it takes to launch is
+    not measured. Times are those between two CUDA events.
+    """
+    import cupy
+
+    flush = cupy.empty(max(4 * gpu_info()["l2_bytes"], 2**28), cupy.uint8)
+    order = np.random.default_rng(0)
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for function in functions.values():
+        for _ in range(3):
+            function()
+    cupy.cuda.Device().synchronize()
+    end = time.perf_counter() + budget
+    while len(next(iter(times.values()))) < least or time.perf_counter() < end:
+        for name in _shuffled(functions, order):
+            start, stop = cupy.cuda.Event(), cupy.cuda.Event()
+            flush.fill(0)
+            start.record()
+            functions[name]()
+            stop.record()
+            stop.synchronize()
+            times[name].append(float(cupy.cuda.get_elapsed_time(start, stop)))
+    return times
+
+
+def _gpu_rows(spec: HashSpec, n: int, dtype: str, budget: float, say: Callable[[str], None]) -> list[Row]:
+    """Timing rows of every CUDA kernel that computes ``spec``, all operations, against cuBLAS on the dense matrix."""
+    import cupy
+
+    rng = np.random.default_rng(0)
+    scale = 1 / np.sqrt(spec.cols)  # as weights have it, so that float16 neither overflows nor underflows
+    w = cupy.asarray(rng.standard_normal(spec.n_buckets) * scale, dtype)
+    x = cupy.asarray(rng.standard_normal((spec.cols, n)), dtype)
+    gy = cupy.asarray(rng.standard_normal((spec.rows, n)), dtype)
+    dense = materialise(w, spec)
+    bucket, sign = (cupy.asarray(a) for a in spec.indices())
+    if not cupy.array_equal(dense, sign.astype(dtype) * w[bucket]):
+        raise ArithmeticError(f"materialise of {spec.structure} {spec.shape} is wrong, so nothing is timed")
+    dense64, x64, gy64 = (a.astype(cupy.float64) for a in (dense, x, gy))
+    g64 = (gy64 @ x64.T) * sign
+    expected = {
+        "matmul": dense64 @ x64,
+        "grad_x": dense64.T @ gy64,
+        "grad_w": cupy.bincount(bucket.ravel(), weights=g64.ravel(), minlength=spec.n_buckets),
+        "materialise": dense64,
+    }
+    del g64, bucket, sign, dense64
+    dense_calls: dict[str, Callable[[], Any]] = {
+        "matmul": lambda: dense @ x,
+        "grad_x": lambda: dense.T @ gy,
+        "grad_w": lambda: gy @ x.T,
+        "materialise": lambda: cupy.copyto(dense, 0),
+    }
+    public: dict[str, Callable[..., Any]] = {
+        "matmul": lambda kernel: hashed_matmul(w, x, spec, kernel=kernel),
+        "grad_x": lambda kernel: hashed_matmul_grad_x(w, gy, spec, kernel=kernel),
+        "grad_w": lambda kernel: hashed_matmul_grad_w(x, gy, spec, kernel=kernel),
+        "materialise": lambda kernel: materialise(w, spec),
+    }
+    rows = []
+    for operation in expected:
+        if operation == "materialise" and n != 1:
+            continue  # it has no columns: once is enough
+        kernels = [k for k in CUDA.values() if operation in k.operations and k.supports(spec, dtype, shared_limit())]
+        functions: dict[str, Callable[[], Any]] = {k.name: partial(public[operation], k.name) for k in kernels}
+        errors = {}
+        for name, function in functions.items():
+            error = relative_error(cupy.asnumpy(function()).astype(np.float64), cupy.asnumpy(expected[operation]))
+            if not error <= GPU_TOLERANCE[dtype]:
+                raise ArithmeticError(
+                    f"{name} of {spec.structure} {spec.shape}, n {n}, {dtype} is wrong, so it is not timed: its "
+                    f"relative error against float64 is {error:.3g}"
+                )
+            errors[name] = error
+        baseline = "fill" if operation == "materialise" else f"cublas_{dtype}"
+        functions[baseline] = dense_calls[operation]
+        if operation == "matmul":
+            functions["materialise_cublas"] = lambda: materialise(w, spec) @ x
+        times = measure_gpu(functions, budget=budget)
+        for kernel in kernels:
+            others = {name: times[name] for name in (baseline, "materialise_cublas") if name in times}
+            rows.append(
+                _row(operation, kernel.name, spec, n, errors[kernel.name], {"hashed": times[kernel.name], **others})
+                | {"dtype": dtype}
+            )
+            say(f"{kernel.name:13} {dtype:7} " + _line(rows[-1]))
+    return rows
+
+
+def _roofs(say: Callable[[str], None]) -> list[Row]:
+    """What this GPU can do at most: bytes a second of a copy, and multiply-adds a second of cuBLAS."""
+    import cupy
+
+    rows: list[Row] = []
+    size = 2**30
+    a, b = cupy.ones(size // 4, cupy.float32), cupy.empty(size // 4, cupy.float32)
+    ms = statistics.median(measure_gpu({"copy": lambda: cupy.copyto(b, a)}, budget=0.2)["copy"])
+    rows.append({"roof": "copy", "bytes": 2 * size, "ms": ms, "per_second": 2e3 * size / ms, "unit": "bytes"})
+    side = 8192
+    for dtype in ("float32", "float16"):
+        p, q = (cupy.random.standard_normal((side, side), dtype=cupy.float32).astype(dtype) for _ in range(2))
+        ms = statistics.median(measure_gpu({"product": partial(cupy.matmul, p, q)}, budget=0.5)["product"])
+        flops = 2 * side**3
+        rows.append({"roof": f"cublas_{dtype}", "side": side, "ms": ms, "per_second": 1e3 * flops / ms, "unit": "FLOP"})
+    for row in rows:
+        say(f"roof    {row['roof']:15} {row['per_second'] / 1e12:8.2f} T{row['unit']}/s")
+    return rows
+
+
+def run_gpu(folder: Path | str, *, quick: bool = False, say: Callable[[str], None] = print) -> list[Path]:
+    """Measure the CUDA kernels on the current GPU and write gpu_ladder.json and gpu_roofs.json into ``folder``.
+
+    Arguments and result as in `run_cpu`; ValueError where there is no GPU.
+    """
+    if not gpu_available():
+        raise ValueError("there is no CUDA GPU with CuPy here; `hashedmm doctor` says what is missing")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    command = "hashedmm bench --gpu" + (" --quick" if quick else "")
+    size = GPU_QUICK if quick else GPU_FULL
+    rows = []
+    for name, compression, dtype in itertools.product(LADDER, COMPRESSIONS, GPU_TOLERANCE):
+        spec = LADDER[name]((size["side"], size["side"]), compression)
+        for n in size["columns"]:
+            rows += _gpu_rows(spec, n, dtype, size["budget"], say)
+    written = []
+    for name, kind, found in (("gpu_ladder", "timing", rows), ("gpu_roofs", "roof", _roofs(say))):
+        write(folder / f"{name}.json", new_record(kind, found, command, gpu_info()))
+        written.append(folder / f"{name}.json")
     return written

@@ -1,7 +1,7 @@
-"""The command ``hashedmm``: doctor, train, bench, experiment, report. It parses, checks, calls the package and prints.
+"""The command ``hashedmm``: doctor, train, bench, experiment, compile, report. It parses, checks, calls and prints.
 
-Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 a check failed (doctor, report --check),
-2 bad input, 130 Ctrl-C. May import everything in the package; what is optional is imported where it is needed.
+Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 a check failed (doctor, compile, report
+--check), 2 bad input, 130 Ctrl-C. May import everything in the package; what is optional is imported where needed.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from hashedmm import __version__, records, safefile
+from hashedmm import __version__, emulator, records, safefile
 from hashedmm.build import gpu_available
 from hashedmm.checkpoint import save_model
 from hashedmm.datasets import Dataset, _mnist_folder, load_mnist
 from hashedmm.experiments import EXPERIMENTS, default_dropout, default_options, find_experiment, run_experiment
 from hashedmm.hashing import HASHES, HashSpec
+from hashedmm.kernels import CUDA
 from hashedmm.matmul import hashed_matmul
 from hashedmm.nn import DECAYS, MLP, STRUCTURES, Adam, History, train
 from hashedmm.report import origin, render, text_table, write_bytes
@@ -128,6 +129,10 @@ def _number(low: float, high: float, expected: str, *, with_low: bool = False) -
     return _typed(number, expected)
 
 
+def _architectures(text: str) -> list[int]:
+    return [int(part.removeprefix("sm_")) for part in text.split(",")]
+
+
 def _seed(text: str) -> int:
     if not 0 <= (value := int(text)) < 2**32:
         raise ValueError
@@ -201,10 +206,21 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--quiet", action="store_true", help="no progress bars")
 
     p = command("bench", _bench, "measure speed and memory: every result is verified, then timed")
-    p.add_argument("--cpu", action="store_true", required=True,
-                   help="the CPU paths (there are no others in this version)")  # fmt: skip
+    either = p.add_mutually_exclusive_group(required=True)
+    either.add_argument("--cpu", action="store_true", help="the CPU paths, against NumPy")
+    either.add_argument("--gpu", action="store_true", help="the CUDA kernels, against cuBLAS")
+    either.add_argument("--counters", action="store_true",
+                        help="what the CUDA kernels ask memory for: emulated; on a GPU also by ncu")  # fmt: skip
     p.add_argument("--output", metavar="FOLDER", default=str(OUT), help="where the records go (default out)")
     p.add_argument("--quick", action="store_true", help="smaller and fewer: half a minute")
+
+    p = command("compile", _compile, "compile the CUDA kernels with NVRTC, no GPU needed: registers, memory, spills")
+    p.add_argument("--arch", type=_typed(_architectures, "numbers such as 75,90"), metavar="LIST",
+                   help="architectures, as 75,80 for sm_75 and sm_80 (default: from 75 to 120)")  # fmt: skip
+    p.add_argument("--kernel", choices=tuple(CUDA), action="append", metavar="NAME",
+                   help=f"this one alone, may be repeated: {', '.join(CUDA)}")  # fmt: skip
+    p.add_argument("--json", action="store_true", help="print a row of JSON a line instead of a table")
+    p.add_argument("--output", metavar="FILE", help="write the record, ending in .json, and compare with none")
 
     p = command("report", _report, "make tables from the records of data/results")
     either = p.add_mutually_exclusive_group()
@@ -433,14 +449,43 @@ def _experiment(arguments: argparse.Namespace, argv: list[str]) -> int:
 
 
 def _bench(arguments: argparse.Namespace, argv: list[str]) -> int:
-    from hashedmm import bench
+    from hashedmm import bench, counters
 
     folder = Path(arguments.output)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output must be a folder for bench, got the file {folder}")
-    for path in bench.run_cpu(folder, quick=arguments.quick):
+    if arguments.counters:
+        written = counters.run(folder)
+    else:
+        written = (bench.run_gpu if arguments.gpu else bench.run_cpu)(folder, quick=arguments.quick)
+    for path in written:
         print(f"record  {path}")
     return 0
+
+
+def _compile(arguments: argparse.Namespace, argv: list[str]) -> int:
+    from hashedmm import compile
+
+    if arguments.output is not None:
+        safefile.check_writable(arguments.output, "--output")
+    rows = []
+    for architecture in arguments.arch or compile.ARCHITECTURES:
+        print(f"compiling for sm_{architecture}", file=sys.stderr)
+        for row in compile.compile_all([architecture], arguments.kernel or tuple(CUDA)):
+            rows.append(row)
+            if arguments.json:
+                print(json.dumps(row), flush=True)
+    if not arguments.json:
+        print(compile.table(rows))
+    if arguments.output is not None:
+        device = {"kind": "none", "name": f"NVRTC {compile.compiler().version}, no GPU"}
+        records.write(arguments.output, records.new_record("counters", rows, shlex.join(["hashedmm", *argv]), device))
+        print(f"record  {arguments.output}", file=sys.stderr)
+        return 0
+    spills = compile.new_spills(rows, compile.recorded())
+    for sentence in spills:
+        print(f"hashedmm: {sentence}", file=sys.stderr)
+    return EXIT_FAILED if spills else 0
 
 
 def _report(arguments: argparse.Namespace, argv: list[str]) -> int:
@@ -493,12 +538,25 @@ def _doctor(arguments: argparse.Namespace, argv: list[str]) -> int:
         _say("MNIST", f"{samples}, checksums verified, in {_mnist_folder(None)}")
     except (OSError, ValueError) as e:
         _say("MNIST", str(e).removeprefix("MNIST: "))
-    working, what = _cpu_works()
+    working, what = _works(
+        "the CPU path", "auto", HashSpec.strips((48, 40), 1 / 4, height=16), HashSpec.elementwise((48, 40), 1 / 4)
+    )
     _say("CPU path", what)
+    emulating = emulator.available()
+    if emulating:
+        emulating, what = _works("the emulator", "shared", HashSpec.elementwise((48, 40), 1 / 4))
+        _say("emulator", what)
+    else:
+        _say("emulator", emulator.why_not())
+    if driver and not gpu_available():
+        missing.append(("CUDA kernels on the GPU", "pip install -e '.[cuda13]' (or cuda12, as the driver)"))
+    if _version("nvidia-cuda-nvrtc") is None:
+        missing.append(("hashedmm compile", "pip install -e '.[nvrtc]'"))
 
     print("\nWhat will run here\n")
-    _say("on the CPU", "everything in this version" if working else "nothing: the CPU path is broken, see above")
-    _say("on the GPU", "nothing: this version has no CUDA kernels")
+    _say("on the CPU", "everything but CUDA kernels" if working else "nothing: the CPU path is broken, see above")
+    _say("CUDA kernels", "on the GPU, by CuPy" if gpu_available() else "on the CPU, in the emulator, to be watched and "
+         "checked" if emulating else "nowhere: there is no GPU that CuPy can use, and no emulator")  # fmt: skip
     if missing:
         print("\nTo get more, in a checkout (`make lab` and `make test` do this for you)\n")
         for purpose, command in missing:
@@ -547,18 +605,19 @@ def _cupy() -> str:
     """What CuPy is here, and if it is of no use, why."""
     version = next((v for name in ("cupy-cuda12x", "cupy-cuda13x", "cupy") if (v := _version(name))), None)
     if version is None:
-        return "not installed; nothing in this version needs it"
+        return "not installed; only a GPU needs it"
     return f"{version}, {'sees a GPU' if gpu_available() else 'sees no GPU that it can use'}"
 
 
-def _cpu_works() -> tuple[bool, str]:
-    """Whether the compiled products agree with the reference here, and a sentence about it."""
+def _works(what: str, kernel: str, *specs: HashSpec) -> tuple[bool, str]:
+    """Whether products by ``kernel`` agree with the reference here, and a sentence about it."""
     rng = np.random.default_rng(0)
     try:
-        for spec in (HashSpec.strips((48, 40), 1 / 4, height=16), HashSpec.elementwise((48, 40), 1 / 4)):
-            w, x = rng.standard_normal(spec.n_buckets), rng.standard_normal((spec.cols, 3))
-            if not np.allclose(hashed_matmul(w, x, spec), hashed_matmul(w, x, spec, kernel="reference")):
-                return False, f"a product of {spec.structure} differs from the reference: reinstall NumPy and numba"
+        for spec in specs:
+            w, x = rng.standard_normal(spec.n_buckets, np.float32), rng.standard_normal((spec.cols, 3), np.float32)
+            y, expected = hashed_matmul(w, x, spec, kernel=kernel), hashed_matmul(w, x, spec, kernel="reference")
+            if not np.allclose(y, expected, rtol=1e-4, atol=1e-4):
+                return False, f"a product of {spec.structure} differs from the reference: {what} is broken, reinstall"
     except Exception as e:  # whatever is broken here is what the doctor is asked about
-        return False, f"computing a product fails ({type(e).__name__}: {e}): reinstall NumPy and numba"
+        return False, f"computing a product by {what} fails ({type(e).__name__}: {e}): reinstall NumPy and numba"
     return True, "its products agree with the reference"

@@ -1,101 +1,102 @@
 """The public products: arguments are checked here, a kernel is chosen, and the work is handed on.
 
-NumPy arrays in, NumPy arrays out. W is never stored: only ``materialise`` makes it. Imports hashing, reference, cpu.
+NumPy arrays in, NumPy arrays out; CuPy in, CuPy out. W is never stored: only ``materialise`` makes it. A CUDA kernel
+that is named for NumPy arrays runs in the emulator. Imports hashing, reference, cpu, kernels and build.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import contextlib
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from hashedmm import cpu, reference
+from hashedmm import build, cpu, reference
+from hashedmm.build import gpu_available
 from hashedmm.hashing import HashSpec
+from hashedmm.kernels import (
+    C_TYPES,
+    CUDA,
+    MAX_SIDE,
+    STATIC_SHARED,
+    CudaKernel,
+    Kernel,
+    Shape,
+    blocks_per_panel,
+    layout,
+    structure,
+)
 
 _DTYPES = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """A row of ``KERNELS``: one way to compute a product.
-
-    Attributes
-    ----------
-    name : what ``kernel=`` takes
-    operations : of "matmul", "grad_x", "grad_w"
-    file : where to read it, inside the package
-    specs : which specs it computes, in words; `supports` decides
-    dtypes : of w and x
-    least_arch : the oldest GPU it runs on ("sm_75"), None on a CPU
-    """
-
-    name: str
-    operations: tuple[str, ...]
-    file: str
-    specs: str
-    dtypes: tuple[str, ...]
-    least_arch: str | None
-
-    def supports(self, spec: HashSpec) -> bool:
-        """Whether this kernel computes ``spec``."""
-        return not self.name.startswith("cpu_") or cpu.supports(self.name.removeprefix("cpu_"), spec)
-
-
 _ALL = ("matmul", "grad_x", "grad_w")
 _FLOATS = ("float16", "float32", "float64")
+_STRIPS = "blocks one input wide and over one output high (strips)"
 
 KERNELS: dict[str, Kernel] = {
     kernel.name: kernel
     for kernel in (
         Kernel("reference", _ALL, "reference.py", "any matrix of up to 2^28 weights", _FLOATS, None),
         Kernel("cpu_decompress", _ALL, "cpu.py", "any", _FLOATS, None),
-        Kernel("cpu_sketch", _ALL, "cpu.py", "blocks one input wide and over one output high (strips)", _FLOATS, None),
+        Kernel("cpu_sketch", _ALL, "cpu.py", _STRIPS, _FLOATS, None, lambda spec: cpu.supports("sketch", spec)),
+        *(kernel for kernel in CUDA.values() if set(kernel.operations) <= set(_ALL)),
     )
 }
+"""What ``kernel=`` takes."""
+
+AUTO_SLICE = 64 * 1024  # bytes: with larger slices too few blocks fit on a multiprocessor at once
 
 
-def hashed_matmul(w: np.ndarray, x: np.ndarray, spec: HashSpec, *, kernel: str = "auto") -> np.ndarray:
+def hashed_matmul(w: Any, x: Any, spec: HashSpec, *, kernel: str = "auto") -> Any:
     """y = W x, where W is the virtual matrix that ``spec`` draws from the buckets ``w``.
 
     Parameters
     ----------
-    w : (n_buckets,) float16, float32 or float64
+    w : (n_buckets,) float16, float32 or (NumPy alone) float64
     x : (d_in, n) of w's dtype, in C or F order
     spec : HashSpec of shape (d_out, d_in)
-    kernel : "auto" or a name in ``KERNELS``
+    kernel : "auto" or a name in ``KERNELS``. "auto" takes, for NumPy arrays, the faster CPU schedule; for CuPy arrays
+        "panel" if the spec has panels whose buckets take at most 64 KiB each, else "register_tile".
 
     Returns
     -------
-    (d_out, n) of x's dtype. Sums are accumulated in float32 (float64 for float64).
+    (d_out, n) of x's dtype, in C order. Sums are accumulated in float32 (float64 for float64).
 
     Raises
     ------
     TypeError
-        If w or x is no NumPy array of real floating numbers, their dtypes differ, or spec is no HashSpec.
+        If w or x is no array of real floating numbers, their dtypes differ, one is NumPy's and one CuPy's, or spec is
+        no HashSpec.
     ValueError
-        If a shape does not fit the spec, or the kernel is unknown or cannot compute this spec.
+        If a shape does not fit the spec, or the kernel is unknown or cannot compute this.
     """
     _check_spec(spec)
     n = _check_columns("x", x, spec.cols, "d_in", spec)
     _check_buckets(w, spec)
-    _check_same_dtype("w", w, "x", x)
-    _check_kernel(kernel, "matmul", spec)
-    return _run("matmul", kernel, w, x, spec, n).astype(x.dtype, copy=False)
+    _check_alike("w", w, "x", x)
+    kernel = _check_kernel(kernel, "matmul", spec, x)
+    if kernel not in CUDA:
+        return _run("matmul", kernel, w, x, spec, n).astype(x.dtype, copy=False)
+    y = _empty(x, (spec.rows, n), x.dtype)
+    if n:
+        plan_matmul(w, x, y, spec, kernel).run()
+    return y
 
 
-def hashed_matmul_grad_x(w: np.ndarray, gy: np.ndarray, spec: HashSpec, *, kernel: str = "auto") -> np.ndarray:
+def hashed_matmul_grad_x(w: Any, gy: Any, spec: HashSpec, *, kernel: str = "auto") -> Any:
     """The gradient with respect to x: W^T gy.
 
     Parameters
     ----------
-    w : (n_buckets,) float16, float32 or float64
-    gy : (d_out, n) of w's dtype, the gradient of a loss with respect to y
-    spec, kernel : as in `hashed_matmul`
+    w : (n_buckets,) float16, float32 or (NumPy alone) float64
+    gy : (d_out, n) of w's dtype, in C or F order: the gradient of a loss with respect to y
+    spec : as in `hashed_matmul`
+    kernel : "auto" or a name in ``KERNELS``. "auto" for CuPy arrays is "grad_x".
 
     Returns
     -------
-    (d_in, n) of gy's dtype.
+    (d_in, n) of gy's dtype, in C order.
 
     Raises
     ------
@@ -105,19 +106,27 @@ def hashed_matmul_grad_x(w: np.ndarray, gy: np.ndarray, spec: HashSpec, *, kerne
     _check_spec(spec)
     n = _check_columns("gy", gy, spec.rows, "d_out", spec)
     _check_buckets(w, spec)
-    _check_same_dtype("w", w, "gy", gy)
-    _check_kernel(kernel, "grad_x", spec)
-    return _run("grad_x", kernel, w, gy, spec, n).astype(gy.dtype, copy=False)
+    _check_alike("w", w, "gy", gy)
+    kernel = _check_kernel(kernel, "grad_x", spec, gy)
+    if kernel not in CUDA:
+        return _run("grad_x", kernel, w, gy, spec, n).astype(gy.dtype, copy=False)
+    gx = _empty(gy, (spec.cols, n), gy.dtype)
+    if n:
+        plan_grad_x(w, gy, gx, spec, kernel).run()
+    return gx
 
 
-def hashed_matmul_grad_w(x: np.ndarray, gy: np.ndarray, spec: HashSpec, *, kernel: str = "auto") -> np.ndarray:
+def hashed_matmul_grad_w(x: Any, gy: Any, spec: HashSpec, *, kernel: str = "auto") -> Any:
     """The gradient with respect to the buckets: each is the signed sum of the dense gradient gy x^T over its uses.
 
     Parameters
     ----------
-    x : (d_in, n) float16, float32 or float64
-    gy : (d_out, n) of x's dtype
-    spec, kernel : as in `hashed_matmul`
+    x : (d_in, n) float16, float32 or (NumPy alone) float64, in C or F order
+    gy : (d_out, n) of x's dtype, in C or F order
+    spec : as in `hashed_matmul`
+    kernel : "auto" or a name in ``KERNELS``. "auto" for CuPy arrays is "grad_w", whose float atomics may differ in the
+        last bits from run to run; "grad_w_fixed" gives the same bits each time. There a number that is not finite in x
+        or gy, or in their product, makes every element NaN.
 
     Returns
     -------
@@ -133,22 +142,29 @@ def hashed_matmul_grad_w(x: np.ndarray, gy: np.ndarray, spec: HashSpec, *, kerne
     n_gy = _check_columns("gy", gy, spec.rows, "d_out", spec)
     if n != n_gy:
         raise ValueError(f"x and gy must have as many columns (samples), got x {x.shape} and gy {gy.shape}")
-    _check_same_dtype("x", x, "gy", gy)
-    _check_kernel(kernel, "grad_w", spec)
-    return _run("grad_w", kernel, x, gy, spec, n)
+    _check_alike("x", x, "gy", gy)
+    kernel = _check_kernel(kernel, "grad_w", spec, x)
+    if kernel not in CUDA:
+        return _run("grad_w", kernel, x, gy, spec, n)
+    if kernel == "grad_w_fixed":
+        return _grad_w_fixed(x, gy, spec)
+    gw = _zeros(x, spec.n_buckets, np.float32)
+    if n:
+        plan_grad_w(x, gy, gw, spec, kernel).run()
+    return gw
 
 
-def materialise(w: np.ndarray, spec: HashSpec) -> np.ndarray:
+def materialise(w: Any, spec: HashSpec) -> Any:
     """W as a dense array: the memory that hashing saves is spent again.
 
     Parameters
     ----------
-    w : (n_buckets,) float16, float32 or float64
+    w : (n_buckets,) float16, float32 or (NumPy alone) float64
     spec : HashSpec
 
     Returns
     -------
-    (d_out, d_in) of w's dtype.
+    (d_out, d_in) of w's dtype, in C order.
 
     Raises
     ------
@@ -157,7 +173,12 @@ def materialise(w: np.ndarray, spec: HashSpec) -> np.ndarray:
     """
     _check_spec(spec)
     _check_buckets(w, spec)
-    return cpu.materialise(_computable(w), spec).astype(w.dtype, copy=False)
+    if not _on_gpu(w):
+        return cpu.materialise(_computable(w), spec).astype(w.dtype, copy=False)
+    _check_cuda(CUDA["materialise"], spec, w)
+    dense = _empty(w, spec.shape, w.dtype)
+    plan_materialise(w, dense, spec).run()
+    return dense
 
 
 # ---- checks: name the argument, what was expected, what came, and the fix
@@ -170,12 +191,24 @@ def _check_spec(spec: Any) -> None:
         )
 
 
+def _on_gpu(a: Any) -> bool:
+    return type(a).__module__.partition(".")[0] == "cupy"
+
+
 def _check_array(name: str, a: Any) -> None:
-    if type(a).__module__.partition(".")[0] == "cupy":
-        raise TypeError(
-            f"{name} is a CuPy array, and this version computes on the CPU: pass cupy.asnumpy({name}), a NumPy array"
-        )
-    if not isinstance(a, np.ndarray):
+    if _on_gpu(a):
+        if not gpu_available():
+            raise TypeError(
+                f"{name} is a CuPy array, and there is no GPU here: pass cupy.asnumpy({name}), a NumPy array"
+            )
+        if not isinstance(a, _library(a).ndarray):
+            raise TypeError(f"{name} must be a NumPy or CuPy array, got {type(a).__name__}; try cupy.asnumpy({name})")
+        if a.dtype == np.float64:
+            raise TypeError(
+                f"{name} must have dtype float16 or float32 on a GPU, got float64; try {name}.astype(np.float32), or "
+                f"compute on the CPU with cupy.asnumpy({name})"
+            )
+    elif not isinstance(a, np.ndarray):
         raise TypeError(f"{name} must be a NumPy array, got {type(a).__name__}; try np.asarray({name}, np.float32)")
     if a.dtype not in _DTYPES:
         raise TypeError(
@@ -201,7 +234,19 @@ def _check_buckets(w: Any, spec: HashSpec) -> None:
         raise ValueError(f"w must have shape (n_buckets,) = ({spec.n_buckets},) for this spec, got {w.shape}")
 
 
-def _check_same_dtype(name_a: str, a: np.ndarray, name_b: str, b: np.ndarray) -> None:
+def _check_alike(name_a: str, a: Any, name_b: str, b: Any) -> None:
+    """One library, one GPU, one dtype."""
+    if _on_gpu(a) != _on_gpu(b):
+        gpu, other = (name_a, name_b) if _on_gpu(a) else (name_b, name_a)
+        raise TypeError(
+            f"{gpu} is a CuPy array and {other} a NumPy array; pass cupy.asarray({other}) to compute on the GPU or "
+            f"cupy.asnumpy({gpu}) to compute on the CPU"
+        )
+    if _on_gpu(a) and a.device != b.device:
+        raise ValueError(
+            f"{name_a} and {name_b} must be on one GPU, got {a.device} and {b.device}; copy one of them inside "
+            f"`with {name_a}.device:`"
+        )
     if a.dtype != b.dtype:
         raise TypeError(
             f"{name_a} and {name_b} must share one dtype, got {a.dtype} and {b.dtype}; "
@@ -209,20 +254,80 @@ def _check_same_dtype(name_a: str, a: np.ndarray, name_b: str, b: np.ndarray) ->
         )
 
 
-def _check_kernel(kernel: Any, operation: str, spec: HashSpec) -> None:
+def _check_kernel(kernel: Any, operation: str, spec: HashSpec, a: Any) -> str:
+    """The kernel to run for arrays like ``a``; "auto" stays as it is for NumPy arrays."""
     if isinstance(kernel, str) and kernel == "auto":
-        return
-    able = [k.name for k in KERNELS.values() if operation in k.operations and k.supports(spec)]
+        if not _on_gpu(a):
+            return "auto"
+        kernel = _auto(operation, spec, a)
     if not isinstance(kernel, str) or kernel not in KERNELS:
         raise ValueError(f'kernel must be "auto" or one of {", ".join(KERNELS)}, got {kernel!r}')
-    if kernel not in able:
+    row = KERNELS[kernel]
+    if operation not in row.operations:
         raise ValueError(
-            f"kernel {kernel!r} computes {KERNELS[kernel].specs}, not this spec: block {spec.block}, panel "
-            f"{spec.panel}. These do: {', '.join(able)}"
+            f"kernel {kernel!r} computes {', '.join(row.operations)}, not {operation}. "
+            f"These do: {_able(operation, spec, a)}"
+        )
+    if isinstance(row, CudaKernel):
+        _check_cuda(row, spec, a, operation)
+    elif _on_gpu(a):
+        raise ValueError(
+            f"kernel {kernel!r} computes on the CPU, and the arrays are CuPy's; pass cupy.asnumpy of them, or take "
+            f"another kernel: {_able(operation, spec, a)}"
+        )
+    elif not row.supports(spec):
+        raise ValueError(
+            f"kernel {kernel!r} computes {row.specs}, not this spec: block {spec.block}, panel {spec.panel}. "
+            f"These do: {_able(operation, spec, a)}"
+        )
+    return kernel
+
+
+def _auto(operation: str, spec: HashSpec, a: Any) -> str:
+    if operation != "matmul":
+        return operation
+    slices = spec.panel is not None and CUDA["panel"].slice_bytes(spec, str(a.dtype)) <= AUTO_SLICE
+    return "panel" if slices and CUDA["panel"].supports(spec, str(a.dtype), _shared_limit(a)) else "register_tile"
+
+
+def _shared_limit(a: Any) -> int:
+    return build.shared_limit(_device(a))
+
+
+def _able(operation: str, spec: HashSpec, a: Any) -> str:
+    """Names of the kernels that can do this for arrays like ``a``."""
+    dtype, limit = str(a.dtype), _shared_limit(a)
+    return ", ".join(
+        kernel.name
+        for kernel in KERNELS.values()
+        if operation in kernel.operations
+        and kernel.supports(spec, dtype, limit)
+        and (isinstance(kernel, CudaKernel) or not _on_gpu(a))
+    )
+
+
+def _check_cuda(kernel: CudaKernel, spec: HashSpec, a: Any, operation: str = "materialise") -> None:
+    """ValueError or TypeError unless a CUDA kernel computes ``spec`` for arrays like ``a``: w, or one of n columns."""
+    if str(a.dtype) not in kernel.dtypes:
+        raise TypeError(
+            f"kernel {kernel.name!r} computes {' and '.join(kernel.dtypes)}, got arrays of {a.dtype}; try "
+            f'astype(np.float32), or kernel="auto"'
+        )
+    for what, size in (("d_out", spec.rows), ("d_in", spec.cols), ("n", a.shape[-1] if a.ndim == 2 else 1)):
+        if size > MAX_SIDE:
+            raise ValueError(f"{what} of a CUDA kernel can be at most {MAX_SIDE} (32-bit indices), got {size}")
+    limit = _shared_limit(a)
+    if not kernel.supports(spec, str(a.dtype), limit):
+        needed = kernel.slice_bytes(spec, str(a.dtype))
+        raise ValueError(
+            f"kernel {kernel.name!r} keeps the buckets of a panel in shared memory: {needed} bytes for panel "
+            f"{spec.panel} of this spec, and a block has {limit} less its tiles. These do: "
+            f"{_able(operation, spec, a)}. Or make a spec with smaller panels, such as "
+            "HashSpec.panels(shape, compression, panel=(128, 1024))"
         )
 
 
-# ---- running
+# ---- running on the CPU
 
 
 def _computable(a: np.ndarray) -> np.ndarray:
@@ -244,3 +349,151 @@ def _run(operation: str, kernel: str, a: np.ndarray, b: np.ndarray, spec: HashSp
         out = function(a.astype(np.float64), b.astype(np.float64), spec)
         return out.astype(np.float64 if a.dtype == np.float64 else np.float32)
     return cpu.run(operation, kernel.removeprefix("cpu_"), _computable(a), _computable(b), spec)
+
+
+# ---- launching CUDA kernels, on a GPU or emulated
+
+
+class Launch(NamedTuple):
+    """A kernel and all that its launch takes: ``launch.kernel(*launch[1:4], shared_mem=launch.shared_mem)``.
+
+    The first four fields are also what ``hashedmm.emulator.trace`` and ``check`` take, in their order.
+    """
+
+    kernel: Any
+    grid: tuple[int, ...]
+    block: tuple[int, ...]
+    args: tuple[Any, ...]
+    shared_mem: int
+
+    def run(self) -> None:
+        """Launch it, on the GPU that the arrays are on."""
+        device = next((a.device for a in self.args if _on_gpu(a)), contextlib.nullcontext())
+        with device:
+            self.kernel(self.grid, self.block, self.args, shared_mem=self.shared_mem)
+
+
+Parameters = Mapping[str, int]
+
+
+def plan_matmul(w: Any, x: Any, y: Any, spec: HashSpec, kernel: str, parameters: Parameters | None = None) -> Launch:
+    """The launch that writes y = W x into ``y``, (d_out, n) in C order, n >= 1; ``run`` it, or trace or check it.
+
+    The arrays are as `hashed_matmul` takes them and are not checked again. ``parameters`` replace tile sizes of the
+    kernel's row in ``KERNELS``: ValueError or TypeError if they do not fit.
+    """
+    w, (x, down, across), n = _contiguous(w), _matrix(x), x.shape[1]
+    return _plan(kernel, spec, n, x, parameters, (w, x, down, across, y, np.int32(n)))
+
+
+def plan_grad_x(
+    w: Any, gy: Any, gx: Any, spec: HashSpec, kernel: str = "grad_x", parameters: Parameters | None = None
+) -> Launch:
+    """The launch that writes W^T gy into ``gx``, (d_in, n) in C order; the rest as `plan_matmul`."""
+    w, (gy, down, across), n = _contiguous(w), _matrix(gy), gy.shape[1]
+    return _plan(kernel, spec, n, gy, parameters, (w, gy, down, across, gx, np.int32(n)))
+
+
+def plan_grad_w(
+    x: Any, gy: Any, gw: Any, spec: HashSpec, kernel: str = "grad_w", parameters: Parameters | None = None,
+    *, fixed: tuple[Any, Any, Any] | None = None,
+) -> Launch:  # fmt: skip
+    """The launch that adds the buckets' gradients to ``gw``, (n_buckets,) float32; the rest as `plan_matmul`.
+
+    For "grad_w_fixed" the three arrays ``fixed`` take the place of ``gw``: scale (1,) float64, sums (n_buckets,)
+    uint64, failed (1,) int32. `fixed_arrays` makes them.
+    """
+    n = x.shape[1]
+    x, gy = _matrix(x), _matrix(gy)
+    return _plan(kernel, spec, n, x[0], parameters, (*x, *gy, *(fixed or (gw,)), np.int32(n)))
+
+
+def plan_materialise(w: Any, dense: Any, spec: HashSpec, parameters: Parameters | None = None) -> Launch:
+    """The launch that writes W into ``dense``, (d_out, d_in) in C order; the rest as `plan_matmul`."""
+    return _plan("materialise", spec, 1, w, parameters, (_contiguous(w), dense))
+
+
+def _plan(
+    name: str, spec: HashSpec, n: int, a: Any, parameters: Parameters | None, args: tuple[Any, ...]
+) -> Launch:  # fmt: skip
+    chosen = tuple(sorted((parameters or {}).items()))
+    built, shape, at = _prepare(name, spec, n, str(a.dtype), _device(a), chosen)
+    return Launch(built, shape.grid, shape.block, (at, *args), shape.shared_mem)
+
+
+@lru_cache(maxsize=512)
+def _prepare(
+    name: str, spec: HashSpec, n: int, dtype: str, device: build.Device, chosen: tuple[tuple[str, int], ...]
+) -> tuple[Any, Shape, np.ndarray]:
+    """What a launch needs and does not depend on the arrays: kernel, shape, layout. Kept, since a launch takes less."""
+    row = CUDA[name]
+    values = row.values(n, dict(chosen))
+    shape = row.shape(spec, n, values, dtype)
+    macros: dict[str, int | str] = {**values, "WEIGHT": C_TYPES[dtype]}
+    if device != "emulator":  # there the structure is read from the layout at run time: one build for all specs
+        macros |= structure(spec)
+    built = build.kernel(name, macros, device)
+    if row.static(values) + shape.shared_mem > STATIC_SHARED:
+        with build.on_device(device):
+            room = build.shared_limit(device) - built.attributes["shared_size_bytes"]
+            built.max_dynamic_shared_size_bytes = room
+    return built, shape, layout(spec)
+
+
+def fixed_arrays(x: Any, gy: Any, spec: HashSpec) -> tuple[Any, Any, Any]:
+    """(scale, sums, failed) for "grad_w_fixed": made where x and gy are, without waiting for a GPU.
+
+    scale is the largest power of two with which no sum of (blocks a panel) * n * max|x| * max|gy| leaves 62 bits.
+    """
+    xp = _library(x)
+    largest_x, largest_gy = (xp.maximum(a.max(), -a.min()).astype(np.float64).reshape(1) for a in (x, gy))
+    bound = largest_x * largest_gy * float(x.shape[1] * blocks_per_panel(spec))
+    _, exponent = xp.frexp(bound)  # bound < 2^exponent
+    scale = xp.ldexp(xp.ones(1, np.float64), 62 - exponent)
+    return scale, xp.zeros(spec.n_buckets, np.uint64), xp.zeros(1, np.int32)
+
+
+def _grad_w_fixed(x: Any, gy: Any, spec: HashSpec) -> Any:
+    if x.shape[1] == 0:
+        return _zeros(x, spec.n_buckets, np.float32)
+    with x.device if _on_gpu(x) else np.errstate(over="ignore", invalid="ignore"):
+        scale, sums, failed = fixed = fixed_arrays(x, gy, spec)
+        plan_grad_w(x, gy, None, spec, "grad_w_fixed", fixed=fixed).run()
+        gw = sums.view(np.int64) / scale
+        return _library(x).where(failed == 0, gw, np.nan).astype(np.float32)
+
+
+def _library(a: Any) -> Any:
+    """The module that arrays like ``a`` come from."""
+    if not _on_gpu(a):
+        return np
+    import cupy
+
+    return cupy
+
+
+def _device(a: Any) -> build.Device:
+    return int(a.device.id) if _on_gpu(a) else "emulator"
+
+
+def _empty(like: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+    """Memory where ``like`` is, with whatever it held before: a kernel writes all of its output."""
+    with like.device if _on_gpu(like) else contextlib.nullcontext():
+        return _library(like).empty(shape, dtype)
+
+
+def _zeros(like: Any, size: int, dtype: Any) -> Any:
+    with like.device if _on_gpu(like) else contextlib.nullcontext():
+        return _library(like).zeros(size, dtype)
+
+
+def _contiguous(a: Any) -> Any:
+    """A vector whose elements lie one after the other: itself if it is one, else a copy."""
+    return _library(a).ascontiguousarray(a)
+
+
+def _matrix(a: Any) -> tuple[Any, np.int64, np.int64]:
+    """A matrix and how far apart, in elements, its rows and its columns are. Copied if it is in neither order."""
+    if a.flags.f_contiguous and not a.flags.c_contiguous:
+        return a, np.int64(1), np.int64(a.shape[0])
+    return _library(a).ascontiguousarray(a), np.int64(a.shape[1]), np.int64(1)

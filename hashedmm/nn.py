@@ -194,9 +194,7 @@ class HashedLinear(Layer):
     xp : module, numpy or cupy
     """
 
-    def __init__(
-        self, spec: HashSpec, *, seed: int | Sequence[int], kernel: str = "auto", xp: ModuleType = np
-    ) -> None:
+    def __init__(self, spec: HashSpec, *, seed: int | Sequence[int], kernel: str = "auto", xp: ModuleType = np) -> None:
         if not isinstance(spec, HashSpec):
             raise TypeError(f"spec must be a HashSpec, e.g. HashSpec.strips((1000, 784), 1/8), got {spec!r}")
         self.spec, self.kernel = spec, kernel
@@ -451,7 +449,7 @@ class MLP:
     # ---- parameters
 
     def parameters(self) -> dict[str, Parameter]:
-        """"0.weight", "0.bias", "1.weight", ... -> parameter, from the input to the output."""
+        """ "0.weight", "0.bias", "1.weight", ... -> parameter, from the input to the output."""
         return {
             f"{i}.{name}": parameter
             for i, linear in enumerate(self.linears)

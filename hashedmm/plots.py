@@ -11,6 +11,7 @@ import inspect
 import io
 import textwrap
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from typing import Any
 
 import matplotlib
@@ -18,6 +19,7 @@ import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 # The palette of Okabe and Ito (2008): told apart with any colour vision.
@@ -163,6 +165,15 @@ def source_text(function: Any, *, docstring: bool = False) -> str:
     return "\n".join(["```python", f"# {function.__module__.replace('.', '/')}.py", *kept, "```"])
 
 
+def kernel_source(name: str) -> None:
+    """Show a file of ``hashedmm/kernels`` in a notebook: a kernel by its name ("naive") or a header ("hash.cuh")."""
+    from IPython.display import Markdown, display
+
+    file = name if "." in name else f"{name}.cu"
+    text = (resources.files("hashedmm") / "kernels" / file).read_text(encoding="utf-8")
+    display(Markdown(f"```cuda\n// hashedmm/kernels/{file}\n{text}```"))
+
+
 def error_against_storage(rows: Sequence[Mapping[str, Any]], title: str = "Test error against storage") -> Figure:
     """The test error of trained networks against the values that each stores: one colour and one marker a method.
 
@@ -244,3 +255,67 @@ def _write_apart(ax: Axes, labels: Sequence[tuple[float, float, str, str, bool]]
 
 def _middle(values: Sequence[float]) -> float:
     return sum(values) / len(values)
+
+
+def access_map(
+    requests: Sequence[Mapping[str, Any]], titles: Sequence[str], *, space: str = "global", most_rows: int = 16
+) -> Figure:
+    """What the lanes of a warp ask memory for, one panel a request: the number of each lane stands where it reads.
+
+    Memory is drawn in rows of 32 words of 4 bytes, 128 bytes a row. In global memory the hardware moves sectors of 32
+    bytes, eight words: those that are moved are tinted. In shared memory every column is a bank: columns that are asked
+    for several words are tinted, the darker the more.
+
+    Parameters
+    ----------
+    requests : as `hashedmm.emulator.Trace.requests` gives them: ``addresses``, a byte offset a lane or None, ``size``
+        in bytes, ``array``
+    titles : one a request
+    space : "global" or "shared"
+    most_rows : rows drawn; a note says how many more there are
+    """
+    if space not in ("global", "shared"):
+        raise ValueError(f'space must be "global" or "shared", got {space!r}')
+    drawn: list[tuple[dict[int, dict[int, list[int]]], str]] = []
+    for request in requests:
+        rows: dict[int, dict[int, list[int]]] = {}
+        for lane, address in enumerate(request["addresses"]):
+            if address is not None:
+                for word in range(address // 4, (address + request["size"] - 1) // 4 + 1):
+                    rows.setdefault(word // 32, {}).setdefault(word % 32, []).append(lane)
+        drawn.append((rows, str(request["array"])))
+    heights = [min(len(rows), most_rows) + 2.6 for rows, _ in drawn]
+    figure, axes = subplots(len(drawn), 1, size=(8.6, 0.24 * sum(heights) + 0.2), squeeze=False, height_ratios=heights)
+    for ax, (rows, array), title in zip(axes[:, 0], drawn, titles, strict=True):
+        shown = sorted(rows)[:most_rows]
+        words = [len({row for row, cells in rows.items() if column in cells}) for column in range(32)]
+        for y, row in enumerate(shown):
+            for column in range(32):
+                lanes = rows[row].get(column, [])
+                if space == "shared":
+                    fill = VERMILION if words[column] > 1 else SKY
+                    strength = min(0.15 + 0.05 * words[column], 0.8) if lanes else 0.0
+                else:
+                    fill = SKY
+                    strength = 0.45 if any(c // 8 == column // 8 for c in rows[row]) else 0.0
+                ax.add_patch(Rectangle((column, y), 1, 1, facecolor=fill, alpha=strength, linewidth=0))
+                if lanes:
+                    text = f"{lanes[0]}" if len(lanes) == 1 else f"{lanes[0]}+" if len(lanes) < 32 else "all"
+                    ax.text(column + 0.5, y + 0.52, text, ha="center", va="center", fontsize=7)
+        for column in range(33):
+            strong = space == "global" and column % 8 == 0
+            ax.plot(
+                [column, column], [0, len(shown)], color=GREY if strong else "#dddddd", linewidth=0.9 if strong else 0.5
+            )
+        for y in range(len(shown) + 1):
+            ax.plot([0, 32], [y, y], color="#dddddd", linewidth=0.5)
+        ax.set_yticks([y + 0.5 for y in range(len(shown))], [f"{128 * row:,}" for row in shown], fontsize=8)
+        ax.set_xticks([0, 8, 16, 24, 32] if space == "global" else range(0, 33, 4))
+        ax.set(xlim=(0, 32), ylim=(len(shown), 0))
+        ax.tick_params(length=0, labelsize=8)
+        ax.spines[:].set_visible(False)
+        more = f"; {len(rows) - len(shown)} more rows" if len(rows) > len(shown) else ""
+        unit = "bank" if space == "shared" else "word in a row of 128 bytes"
+        ax.set_xlabel(f"{unit}; rows: first byte in {array}{more}", fontsize=8)
+        ax.set_title(title)
+    return figure

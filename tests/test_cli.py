@@ -76,7 +76,9 @@ def test_version_and_module():
     assert out.stdout == f"hashedmm {hashedmm.__version__}\n"
 
 
-@pytest.mark.parametrize("command", [(), ("doctor",), ("train",), ("experiment",), ("bench",), ("report",)])
+@pytest.mark.parametrize(
+    "command", [(), ("doctor",), ("train",), ("experiment",), ("bench",), ("compile",), ("report",)]
+)
 def test_help_fits_a_terminal(hashedmm_cli, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "80")
     code, out, err = hashedmm_cli(*command, "--help")
@@ -136,7 +138,7 @@ WRONG = [
     (("experiment",), "name an experiment: demo"),
     (("experiment", "nothing"), "there is no experiment 'nothing'; there are demo"),
     (("experiment", "demo", "--output", "demo.txt"), "output must name a file that ends in .json, got 'demo.txt'"),
-    (("bench",), "the following arguments are required: --cpu"),
+    (("bench",), "one of the arguments --cpu --gpu --counters is required"),
     (("report", "--check", "nothing.md"), "nothing.md: No such file or directory"),
     (("report", "--check", "--write"), "not allowed with argument"),
 ]
@@ -157,7 +159,10 @@ def test_wrong_arguments_end_with_one_line(hashedmm_cli, tmp_path, monkeypatch, 
 def test_doctor_says_that_the_cpu_path_works(hashedmm_cli):
     code, out, err = hashedmm_cli("doctor")
     assert code == 0 and not err
-    for name in ("Python", "NumPy", "numba", "matplotlib", "JupyterLab", "NVIDIA GPU", "CuPy", "MNIST", "CPU path"):
+    for name in (
+        "Python", "NumPy", "numba", "matplotlib", "JupyterLab", "NVIDIA GPU", "CuPy", "MNIST", "CPU path", "emulator",
+        "on the CPU", "CUDA kernels",
+    ):  # fmt: skip
         assert re.search(rf"^  {name} +\S", out, re.MULTILINE), name
     assert "60,000 + 10,000 samples, checksums verified" in out and "products agree with the reference" in out
     places = str(datasets._mnist_folder(None))  # a long path is not broken

@@ -73,3 +73,24 @@ def test_source_shows_each_function_once(monkeypatch):
     (markdown,) = shown
     assert markdown.data.count("```python") == 2
     assert markdown.data.index("def materialise") < markdown.data.index("def matmul(")
+
+
+def _request(address, size=4):
+    return {"array": "x_dn", "addresses": [address(lane) for lane in range(32)], "size": size}
+
+
+def test_access_map_draws_a_number_for_every_lane():
+    figure = plots.access_map([_request(lambda lane: 4 * lane), _request(lambda lane: 0)], ["a row", "one word"])
+    row, one = figure.axes
+    assert [t.get_text() for t in row.texts] == [str(lane) for lane in range(32)]
+    assert [t.get_text() for t in one.texts] == ["all"]
+    assert (row.get_title(loc="left"), one.get_title(loc="left")) == ("a row", "one word")
+    assert sum(patch.get_alpha() > 0 for patch in row.patches) == 32  # four sectors
+    assert sum(patch.get_alpha() > 0 for patch in one.patches) == 8  # one
+
+
+def test_access_map_says_what_it_leaves_out():
+    figure = plots.access_map([_request(lambda lane: 128 * lane)], ["column"], space="shared", most_rows=10)
+    assert len(figure.axes[0].texts) == 10 and "22 more rows" in figure.axes[0].get_xlabel()
+    with pytest.raises(ValueError, match="space must be"):
+        plots.access_map([], [], space="local")

@@ -33,6 +33,7 @@ ORDER = (
     ("kernels",),
     ("emulator",),
     ("build",),
+    ("compile",),
     ("cpu",),
     ("matmul",),
     ("nn",),
@@ -40,6 +41,7 @@ ORDER = (
     ("stream", "parallel"),
     ("experiments",),
     ("bench",),
+    ("counters",),
     ("plots", "report"),
     ("widgets", "check"),
     ("cli",),
@@ -195,7 +197,7 @@ def conda_extras(environment):
     return re.fullmatch(r"-e \.\[(.+)\]", line)[1].split(",")
 
 
-@pytest.mark.parametrize("extra", ["plot", "lab", "test", "cuda12", "cuda13", "nvrtc", "mpi", "dev"])
+@pytest.mark.parametrize("extra", ["plot", "lab", "test", "cuda12", "cuda13", "nvrtc", "emulator", "mpi", "dev"])
 def test_extras_have_lower_bounds(extra):
     for requirement in requirements(extra).values():
         lower_bound(requirement.specifier)

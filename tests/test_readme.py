@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hashedmm import cli, records, report
+from hashedmm import cli, emulator, records, report
 from hashedmm.hashing import HashSpec
 from hashedmm.nn import STRUCTURES
 
@@ -26,7 +26,7 @@ def test_the_quick_start_is_three_commands():
 
 
 def test_the_python_runs(tmp_path, monkeypatch, capsys):
-    (code,) = (code for language, code in BLOCKS if language == "python")
+    code = next(code for language, code in BLOCKS if language == "python" and "load_mnist" in code)
     assert len([line for line in code.splitlines() if line]) <= 12
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HASHEDMM_DATA", raising=False)
@@ -35,6 +35,15 @@ def test_the_python_runs(tmp_path, monkeypatch, capsys):
     shown = re.search(r"test error ([\d.]+) %", capsys.readouterr().out)
     assert shown and float(shown[1]) < 10
     assert variables["y"].shape == (1000, 64) and (tmp_path / "net.safetensors").is_file()
+
+
+@pytest.mark.skipif(not emulator.available(), reason=emulator.why_not())
+def test_the_kernel_is_checked(capsys):
+    code = next(code for language, code in BLOCKS if language == "python" and "RawKernel" in code)
+    exec(compile(code, "README.md", "exec"), {})
+    found = " ".join(capsys.readouterr().out.split())
+    (shown,) = (" ".join(code.split()) for _, code in BLOCKS if code.startswith("race: "))
+    assert shown in found and "sectors" in found
 
 
 COMMANDS = [line for _, code in BLOCKS for line in code.splitlines() if line.startswith("hashedmm ")]

@@ -1,0 +1,234 @@
+"""Compile every kernel for any NVIDIA GPU, on a machine that has none: registers, shared memory and spills of each.
+
+NVRTC, the run-time compiler that CuPy uses too, comes as a wheel and needs no driver. It is called through ctypes, with
+the flags that CuPy adds. Imports hashing, kernels, build and records.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hashedmm import records
+from hashedmm.build import CompileError, explain, options
+from hashedmm.hashing import HashSpec
+from hashedmm.kernels import C_TYPES, CUDA, FOLDER, CudaKernel, structure
+
+ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
+CUPY_FLAGS = ("-ftz=true", "--device-as-default-execution-space", "--std=c++17")
+INSTALL = "pip install 'hashedmm[nvrtc]' (in a checkout: pip install -e '.[nvrtc]')"
+_LAYER = (1024, 2048)  # of the specs below: no size is a special case
+# One spec for each way in which a structure changes the code: what divides, what is hashed, what is constant.
+SPECS: dict[str, HashSpec] = {
+    "elementwise": HashSpec.elementwise(_LAYER, 1 / 8),
+    "elementwise, xxh32": HashSpec.elementwise(_LAYER, 1 / 8, hash="xxh32"),
+    "elementwise, multiply_shift": HashSpec.elementwise(_LAYER, 1 / 8, hash="multiply_shift"),
+    "panels": HashSpec.panels(_LAYER, 1 / 8),
+    "strips": HashSpec.strips(_LAYER, 1 / 8),
+    "strips of 80, stride 20": HashSpec.strips((400, 2048), 1 / 8, height=80, stride=20),
+    "runs": HashSpec.runs(_LAYER, 1 / 8),
+    "tiles": HashSpec.tiles(_LAYER, 1 / 8),
+    "codebook": HashSpec.codebook(_LAYER, 1 / 8),
+}
+
+
+class Variant(NamedTuple):
+    """One build of a kernel: what it is called, and its -D options."""
+
+    name: str
+    options: tuple[str, ...]
+
+
+def variants(kernel: CudaKernel) -> Iterator[Variant]:
+    """The builds of a kernel that are worth looking at: every structure in float32, two of them in float16, and the
+    narrow tiles for few columns on one structure."""
+
+    def variant(name: str, dtype: str, spec: HashSpec, values: Mapping[str, int]) -> Variant:
+        return Variant(name, options(kernel.name, {**values, **structure(spec), "WEIGHT": C_TYPES[dtype]}))
+
+    for dtype in kernel.dtypes:
+        for label, spec in SPECS.items():
+            if dtype == "float16" and label not in ("elementwise", "strips"):
+                continue
+            yield variant(f"{dtype}, {label}", dtype, spec, kernel.parameters)
+        for most in kernel.narrow:
+            yield variant(f"{dtype}, strips, n <= {most}", dtype, SPECS["strips"], kernel.values(most))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# NVRTC
+
+
+class Compiler:
+    """NVRTC from the wheels ``nvidia-cuda-nvrtc`` and its headers, or FileNotFoundError that says what to install."""
+
+    def __init__(self) -> None:
+        library, self.include = _find()
+        self._nvrtc = ctypes.CDLL(str(library))
+        self._nvrtc.nvrtcGetErrorString.restype = ctypes.c_char_p
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        self._check(self._nvrtc.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)))
+        self.version = f"{major.value}.{minor.value}"
+        count = ctypes.c_int()
+        self._check(self._nvrtc.nvrtcGetNumSupportedArchs(ctypes.byref(count)))
+        listed = (ctypes.c_int * count.value)()
+        self._check(self._nvrtc.nvrtcGetSupportedArchs(listed))
+        self.architectures = tuple(listed)
+
+    def cubin(self, code: str, name: str, architecture: int, flags: Sequence[str] = ()) -> tuple[bytes, str]:
+        """Machine code of a source, and the compiler's log, in which ptxas says what each kernel uses.
+
+        Raises
+        ------
+        CompileError
+            With the kernel's own line.
+        ValueError
+            If this NVRTC does not know the architecture.
+        """
+        if architecture not in self.architectures:
+            known = ", ".join(map(str, self.architectures))
+            raise ValueError(f"NVRTC {self.version} compiles for {known}, not for {architecture}")
+        program = ctypes.c_void_p()
+        create = self._nvrtc.nvrtcCreateProgram
+        self._check(create(ctypes.byref(program), code.encode(), f"{name}.cu".encode(), 0, None, None))
+        try:
+            all_flags = [
+                f"--gpu-architecture=sm_{architecture}", *CUPY_FLAGS, "--ptxas-options=-v", f"-I{FOLDER}",
+                *(f"-I{folder}" for folder in self.include), *flags,
+            ]  # fmt: skip
+            array = (ctypes.c_char_p * len(all_flags))(*(flag.encode() for flag in all_flags))
+            status = self._nvrtc.nvrtcCompileProgram(program, len(all_flags), array)
+            log = self._text(program, "ProgramLog").decode(errors="replace").rstrip("\0")
+            if status:
+                raise CompileError(explain(log, code, name))
+            return self._text(program, "CUBIN"), log
+        finally:
+            self._nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+
+    def _text(self, program: ctypes.c_void_p, what: str) -> bytes:
+        size = ctypes.c_size_t()
+        self._check(getattr(self._nvrtc, f"nvrtcGet{what}Size")(program, ctypes.byref(size)))
+        buffer = ctypes.create_string_buffer(size.value)
+        self._check(getattr(self._nvrtc, f"nvrtcGet{what}")(program, buffer))
+        return buffer.raw
+
+    def _check(self, status: int) -> None:
+        if status:
+            raise RuntimeError(f"NVRTC: {self._nvrtc.nvrtcGetErrorString(status).decode()}")
+
+
+def _find() -> tuple[Path, list[Path]]:
+    """The library and the folders of headers in the wheels: nvidia/cu13 since CUDA 13, one folder a wheel before."""
+    found = importlib.util.find_spec("nvidia")
+    roots = [Path(place) for place in (found.submodule_search_locations or ())] if found else []
+    libraries = [
+        path
+        for root in roots
+        for pattern in ("*/lib/libnvrtc.so.*", "*/bin/**/nvrtc64_*.dll")
+        for path in sorted(root.glob(pattern))
+        if "builtins" not in path.name and ".alt" not in path.name
+    ]
+    include = [path for root in roots for path in sorted(root.glob("*/include"))]
+    if not libraries or not any((folder / "cuda_fp16.h").is_file() for folder in include):
+        raise FileNotFoundError(
+            f"compiling needs NVRTC and the CUDA headers as wheels, and they are not here: {INSTALL}"
+        )
+    return libraries[-1], include
+
+
+@lru_cache(maxsize=1)
+def compiler() -> Compiler:
+    """The NVRTC of this environment, loaded once."""
+    return Compiler()
+
+
+def available() -> bool:
+    """Whether the wheels are installed."""
+    try:
+        _find()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The table
+
+Row = dict[str, Any]
+
+
+def usage(log: str) -> dict[str, int]:
+    """What ptxas says of the one kernel in a log: registers, static shared bytes, stack and spill bytes."""
+
+    def number(pattern: str) -> int:
+        return sum(int(n) for n in re.findall(pattern, log))
+
+    return {
+        "registers": number(r"Used (\d+) registers"),
+        "shared_bytes": number(r"(\d+) bytes smem"),
+        "stack_bytes": number(r"(\d+) bytes stack frame"),
+        "spill_bytes": number(r"(\d+) bytes spill (?:stores|loads)"),
+    }
+
+
+def compile_all(architectures: Iterable[int] = ARCHITECTURES, kernels: Iterable[str] = tuple(CUDA)) -> Iterator[Row]:
+    """Compile every variant of ``kernels`` for every architecture; a row each, as it is done.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the wheels are missing.
+    CompileError
+        If a kernel does not compile.
+    ValueError
+        If an architecture is unknown to this NVRTC.
+    """
+    nvrtc = compiler()
+    for architecture in architectures:
+        for name in kernels:
+            for variant in variants(CUDA[name]):
+                _, log = nvrtc.cubin(CUDA[name].source, name, architecture, variant.options)
+                yield {"kernel": name, "variant": variant.name, "arch": f"sm_{architecture}", **usage(log)}
+
+
+def new_spills(rows: Iterable[Row], recorded: Mapping[str, Any] | None) -> list[str]:
+    """Sentences about rows that spill more than the record's row of the same kernel, variant and architecture does."""
+    known = {_key(row): row["spill_bytes"] for row in recorded["rows"]} if recorded else {}
+    return [
+        f"{row['kernel']} ({row['variant']}) for {row['arch']} spills {row['spill_bytes']} bytes, "
+        f"{known.get(_key(row), 0)} before"
+        for row in rows
+        if row["spill_bytes"] > known.get(_key(row), 0)
+    ]
+
+
+def recorded() -> dict[str, Any] | None:
+    """The record data/results/compile.json, or None where there is none."""
+    try:
+        return records.read("compile")
+    except FileNotFoundError:
+        return None
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    return row["kernel"], row["variant"], row["arch"]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as aligned text."""
+    heading = ("kernel", "variant", "arch", "registers", "shared", "stack", "spill")
+    keys = ("kernel", "variant", "arch", "registers", "shared_bytes", "stack_bytes", "spill_bytes")
+    cells = [heading, *(tuple(str(row[key]) for key in keys) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+
+    def line(row: Sequence[str]) -> str:
+        text = [cell.ljust(width) for cell, width in zip(row[:3], widths[:3], strict=True)]
+        numbers = [cell.rjust(width) for cell, width in zip(row[3:], widths[3:], strict=True)]
+        return "  ".join([*text, *numbers])
+
+    return "\n".join([line(cells[0]), "  ".join("-" * w for w in widths), *map(line, cells[1:])])

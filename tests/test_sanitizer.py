@@ -1,0 +1,76 @@
+"""Every CUDA kernel under NVIDIA's compute-sanitizer: memory, races, initialised reads, barriers.
+
+Run as a program this file is what the sanitizer watches: each kernel once for each odd case.
+"""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hashedmm import HashSpec, hashed_matmul, hashed_matmul_grad_w, hashed_matmul_grad_x, materialise
+from hashedmm.kernels import CUDA
+
+ROOT = Path(__file__).resolve().parent.parent
+TOOLS = {
+    "memcheck": ["--leak-check=no"],
+    "racecheck": ["--racecheck-report=all"],
+    "initcheck": [],
+    "synccheck": [],
+}
+
+
+def launch_every_kernel() -> None:
+    import cupy
+
+    cupy.cuda.set_allocator(None)  # from the driver, so that the sanitizer knows where each array ends
+    rng = np.random.default_rng(0)
+    count = 0
+    for shape, n in (((70, 50), 9), ((33, 131), 33)):
+        specs = (
+            HashSpec.elementwise(shape, 1 / 4, seed=1),
+            HashSpec.strips(shape, 1 / 4, height=16, panel=(32, 48), seed=1),
+        )
+        for spec in specs:
+            for dtype in (np.float32, np.float16):
+                w, x, gy = (
+                    cupy.asarray(rng.standard_normal(s, np.float32).astype(dtype))
+                    for s in (spec.n_buckets, (spec.cols, n), (spec.rows, n))
+                )
+                calls = {
+                    "matmul": lambda name: hashed_matmul(w, x, spec, kernel=name),  # noqa: B023
+                    "grad_x": lambda name: hashed_matmul_grad_x(w, gy, spec, kernel=name),  # noqa: B023
+                    "grad_w": lambda name: hashed_matmul_grad_w(x, gy, spec, kernel=name),  # noqa: B023
+                    "materialise": lambda name: materialise(w, spec),  # noqa: B023
+                }
+                for kernel in CUDA.values():
+                    calls[kernel.operations[0]](kernel.name)
+                    count += 1
+    cupy.cuda.Device().synchronize()
+    print(f"{count} launches")
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("tool", TOOLS)
+def test_the_sanitizer_finds_nothing(tool):
+    program = shutil.which("compute-sanitizer")
+    if program is None:
+        pytest.skip("compute-sanitizer is not on the PATH; it comes with the CUDA toolkit")
+    names = "|".join(CUDA)
+    command = [
+        program, "--tool", tool, *TOOLS[tool], "--error-exitcode", "86", "--kernel-name", f"regex:^({names})$",
+        sys.executable, str(Path(__file__).resolve()),
+    ]  # fmt: skip
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
+    assert f"{8 * len(CUDA)} launches" in run.stdout
+    assert "0 errors" in run.stdout or "0 hazards" in run.stdout
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    launch_every_kernel()
