@@ -108,7 +108,7 @@ def hardware() -> list[Row]:
     if run.returncode or [row["Kernel Name"].partition("(")[0] for row in found] != [kernel for kernel, _ in cases]:
         raise RuntimeError(f"Nsight Compute did not report the {len(cases)} launches:\n{run.stdout}{run.stderr}")
     return [
-        _row(kernel, structure, "ncu", {name: int(float(row[metric])) for name, metric in METRICS.items()})
+        _row(kernel, structure, "ncu", {name: int(float(row[metric].replace(",", ""))) for name, metric in METRICS.items()})
         for (kernel, structure), row in zip(cases, found, strict=True)
     ]
 

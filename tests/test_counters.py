@@ -61,7 +61,7 @@ def test_nsight_computes_report_is_read(tmp_path, monkeypatch):
     lines.append('"","",' + ",".join('"sector"' for _ in counters.METRICS))
     for i in range(len(counters.SPECS) * len(counters.KERNELS)):
         name = counters.KERNELS[i % len(counters.KERNELS)]
-        lines.append(f'"{i}","{name}(Layout, const float *)",' + ",".join(f'"{100 * i + k}"' for k in range(10)))
+        lines.append(f'"{i}","{name}(Layout, const float *)",' + ",".join(f'"{1000 * i + k:,}"' for k in range(10)))
     program = tmp_path / "ncu"
     program.write_text(f"#!{sys.executable}\nprint('==PROF== Connected')\nprint({chr(10).join(lines)!r})\n")
     program.chmod(0o755)

@@ -60,11 +60,16 @@ def test_the_sanitizer_finds_nothing(tool):
     program = shutil.which("compute-sanitizer")
     if program is None:
         pytest.skip("compute-sanitizer is not on the PATH; it comes with the CUDA toolkit")
-    names = "|".join(CUDA)
     command = [
-        program, "--tool", tool, *TOOLS[tool], "--error-exitcode", "86", "--kernel-name", f"regex:^({names})$",
-        sys.executable, str(Path(__file__).resolve()),
-    ]  # fmt: skip
+        program,
+        "--tool",
+        tool,
+        *TOOLS[tool],
+        "--error-exitcode",
+        "86",
+        sys.executable,
+        str(Path(__file__).resolve()),
+    ]
     run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
     assert f"{8 * len(CUDA)} launches" in run.stdout
