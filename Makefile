@@ -36,7 +36,8 @@ bench: $(VENV)/.demo  ## measure the CPU kernels against NumPy's dense product
 	$(VENV)/bin/hashedmm bench --cpu
 
 notebooks: $(VENV)/.lab  ## execute every notebook in place
-	$(PY) -m nbconvert --to notebook --execute --inplace --ExecutePreprocessor.kernel_name=python3 \
+	rm -f data/results/traces.json
+	HASHEDMM_RECORD_TRACES=$(CURDIR)/data/results/traces.json $(PY) -m nbconvert --to notebook --execute --inplace --ExecutePreprocessor.kernel_name=python3 \
 	    --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 
 readme: $(VENV)/.demo  ## write the README's tables again from data/results

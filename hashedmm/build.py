@@ -316,7 +316,9 @@ def explain(log: str, code: str, name: str) -> str:
         errors.append(f"{header.name if inside else name + '.cu'}:{line}: {text}")
         if 0 < line <= len(lines):
             errors.append(f"{line:6d} | {lines[line - 1].rstrip()}")
-    return f"kernel {name!r} does not compile:\n" + ("\n".join(errors) or log.strip())
+    return f"kernel {name!r} does not compile:\n" + (
+        "\n".join(errors or [line for line in log.splitlines() if "error" in line]) or log.strip()
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ from hashedmm.hashing import HASHES, HashSpec
 from hashedmm.kernels import CUDA
 from hashedmm.matmul import hashed_matmul
 from hashedmm.nn import DECAYS, MLP, STRUCTURES, Adam, History, train
-from hashedmm.report import origin, render, text_table, write_bytes
+from hashedmm.report import has_table, origin, render, text_table, write_bytes
 
 TRACEBACK = "HASHEDMM_TRACEBACK"  # set this variable to see where an error comes from
 OUT = Path("out")  # where results go if nothing else is said
@@ -493,7 +493,8 @@ def _report(arguments: argparse.Namespace, argv: list[str]) -> int:
     text = Path(target).read_text(encoding="utf-8") if target else ""
     available = records.load_all()
     if not target:
-        tables = [f"{name}\n{origin(record)}\n\n{text_table(record)}" for name, record in available.items()]
+        shown = {name: record for name, record in available.items() if has_table(record)}
+        tables = [f"{name}\n{origin(record)}\n\n{text_table(record)}" for name, record in shown.items()]
         print("\n\n\n".join(tables) or "There are no records in data/results.")
         return 0
     made = render(text, available)

@@ -1,7 +1,9 @@
 """What kernels ask memory for: the emulator's counts beside the hardware's, for the same launches.
 
 ``run`` writes data/results/counters.json. The emulator counts everywhere; where there is a GPU and Nsight Compute
-(``ncu``), the hardware's counters of the same launches are read as well. Imports emulator, matmul, records.
+(``ncu``), the hardware's counters of the same launches are read as well. The launches are those of matmul kernels, and
+of three kernels that load 4, 8 or 16 bytes a lane from shared memory in patterns that tell the rules of its banks.
+Imports build, emulator, matmul, records.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from hashedmm import emulator
-from hashedmm.build import gpu_available
+from hashedmm.build import RawKernel, gpu_available
 from hashedmm.hashing import HashSpec
 from hashedmm.matmul import Launch, plan_matmul
 from hashedmm.records import new_record, write
@@ -44,50 +46,94 @@ METRICS = {  # what we call it -> Nsight Compute's metric
 }
 Row = dict[str, Any]
 
+BANKS = r"""
+#define LOAD(NAME, TYPE, SUM) \
+extern "C" __global__ void NAME(const int* place, float* sum) { \
+    __shared__ __align__(16) float memory[4096]; \
+    for (int i = threadIdx.x; i < 4096; i += 32) memory[i] = i; \
+    __syncthreads(); \
+    const TYPE v = reinterpret_cast<const TYPE*>(memory)[place[threadIdx.x]]; \
+    sum[threadIdx.x] = SUM; \
+}
+LOAD(load_4, float, v)
+LOAD(load_8, float2, v.x + v.y)
+LOAD(load_16, float4, (v.x + v.y) + (v.z + v.w))
+"""
+_LANE = np.arange(32)
+PATTERNS = {  # which element, of 4, 8 or 16 bytes, each lane loads
+    "neighbours": _LANE,
+    "backwards": _LANE[::-1],
+    "one address": 0 * _LANE,
+    "two halves": _LANE // 16,
+    "four quarters": _LANE // 8,
+    "equal pairs": _LANE // 2,
+    "alternating 2": _LANE % 2,
+    "alternating 4": _LANE % 4,
+    "alternating 8": _LANE % 8,
+    "alternating 16": _LANE % 16,
+    "two of one bank": 16 * (_LANE % 2),
+    "every second": 2 * _LANE,
+    "every fourth": 4 * _LANE,
+    "every eighth": 8 * _LANE,
+    "random 32": np.random.default_rng(0).integers(0, 32, 32),
+    "random 128": np.random.default_rng(1).integers(0, 128, 32),
+    "shuffled": np.random.default_rng(2).permutation(32),
+}
+LOADS = ("load_4", "load_8", "load_16")
 
-def launches(array: Callable[[np.ndarray], Any]) -> Iterator[tuple[str, str, Launch]]:
-    """(kernel, structure, launch) of every case, always in one order; ``array`` puts a NumPy array in its place."""
-    for structure, spec in SPECS.items():
+
+def cases() -> list[tuple[str, str]]:
+    """(kernel, case) of every launch, in the order of `launches`: the case is a structure or a pattern."""
+    return [(k, s) for s in SPECS for k in KERNELS] + [(k, p) for k in LOADS for p in PATTERNS]
+
+
+def launches(array: Callable[[np.ndarray], Any]) -> Iterator[Launch]:
+    """The launches of `cases`; ``array`` puts a NumPy array in its place."""
+    for spec in SPECS.values():
         rng = np.random.default_rng(0)
         w, x = (array(rng.standard_normal(shape, np.float32)) for shape in (spec.n_buckets, (spec.cols, COLUMNS)))
         y = array(np.full((spec.rows, COLUMNS), np.nan, np.float32))
         for kernel in KERNELS:
-            yield kernel, structure, plan_matmul(w, x, y, spec, kernel)
+            yield plan_matmul(w, x, y, spec, kernel)
+    for name in LOADS:
+        load = RawKernel(BANKS, name) if array is not _stay else emulator.RawKernel(BANKS, name)
+        for place in PATTERNS.values():
+            args = (array(place.astype(np.int32)), array(np.zeros(32, np.float32)))
+            yield Launch(load, (1,), (32,), args, 0)
+
+
+def _stay(a: np.ndarray) -> np.ndarray:
+    return a
 
 
 def launch_all() -> None:
     """Launch every case once on the current GPU: what Nsight Compute watches."""
     import cupy
 
-    for _, _, launch in launches(cupy.asarray):
+    for launch in launches(cupy.asarray):
         launch.run()
     cupy.cuda.Device().synchronize()
 
 
-def _row(kernel: str, structure: str, source: str, counts: dict[str, int]) -> Row:
-    spec = SPECS[structure]
-    return {
-        "kernel": kernel,
-        "structure": structure,
-        "spec": json.loads(spec.to_json()),
-        "shape": [spec.rows, spec.cols, COLUMNS],
-        "dtype": "float32",
-        "source": source,
-        **counts,
-    }
+def _row(kernel: str, case: str, source: str, counts: dict[str, int]) -> Row:
+    spec = SPECS.get(case)
+    what: Row = {"kernel": kernel, "case": case, "source": source, "dtype": "float32"}
+    if spec is not None:
+        what |= {"spec": json.loads(spec.to_json()), "shape": [spec.rows, spec.cols, COLUMNS]}
+    return what | counts
 
 
 def emulated() -> list[Row]:
     """The emulator's counts."""
     rows = []
-    for kernel, structure, launch in launches(lambda a: a):
+    for (kernel, case), launch in zip(cases(), launches(_stay), strict=True):
         trace = emulator.trace(*launch[:4], shared_mem=launch.shared_mem)
         counts = {}
         for name in METRICS:
             space, op, what = name.split("_")
             column = "bank_conflicts" if what == "conflicts" else what
             counts[name] = trace.total(space, op)[column]
-        rows.append(_row(kernel, structure, "emulator", counts))
+        rows.append(_row(kernel, case, "emulator", counts))
     return rows
 
 
@@ -98,18 +144,17 @@ def hardware() -> list[Row]:
         raise RuntimeError("Nsight Compute (ncu) is not on the PATH; it comes with the CUDA toolkit")
     command = [
         program, "--clock-control", "none", "--csv", "--page", "raw", "--print-units", "base",
-        "--kernel-name", f"regex:^({'|'.join(KERNELS)})$", "--metrics", ",".join(METRICS.values()),
+        "--kernel-name", f"regex:^({'|'.join((*KERNELS, *LOADS))})$", "--metrics", ",".join(METRICS.values()),
         sys.executable, "-c", "from hashedmm.counters import launch_all; launch_all()",
     ]  # fmt: skip
     run = subprocess.run(command, capture_output=True, text=True)
     lines = [line for line in run.stdout.splitlines() if line.startswith('"')]
     found = [row for row in csv.DictReader(lines) if row["Kernel Name"]]  # the second line holds units
-    cases = [(kernel, structure) for structure in SPECS for kernel in KERNELS]
-    if run.returncode or [row["Kernel Name"].partition("(")[0] for row in found] != [kernel for kernel, _ in cases]:
-        raise RuntimeError(f"Nsight Compute did not report the {len(cases)} launches:\n{run.stdout}{run.stderr}")
+    if run.returncode or [row["Kernel Name"].partition("(")[0] for row in found] != [kernel for kernel, _ in cases()]:
+        raise RuntimeError(f"Nsight Compute did not report the {len(cases())} launches:\n{run.stdout}{run.stderr}")
     return [
-        _row(kernel, structure, "ncu", {name: int(float(row[metric].replace(",", ""))) for name, metric in METRICS.items()})
-        for (kernel, structure), row in zip(cases, found, strict=True)
+        _row(kernel, case, "ncu", {name: int(float(row[metric].replace(",", ""))) for name, metric in METRICS.items()})
+        for (kernel, case), row in zip(cases(), found, strict=True)
     ]
 
 
@@ -124,7 +169,7 @@ def run(folder: Path | str, *, say: Callable[[str], None] = print) -> list[Path]
         rows, device = rows + hardware(), gpu_info()
     for row in rows:
         counts = "  ".join(f"{name.replace('_', ' ')} {row[name]}" for name in METRICS if row[name])
-        say(f"{row['source']:8} {row['kernel']:13} {row['structure']:11} {counts}")
+        say(f"{row['source']:8} {row['kernel']:13} {row['case']:15} {counts}")
     path = folder / "counters.json"
     write(path, new_record("counters", rows, "hashedmm bench --counters", device))
     return [path]

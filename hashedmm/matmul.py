@@ -45,7 +45,7 @@ KERNELS: dict[str, Kernel] = {
 }
 """What ``kernel=`` takes."""
 
-AUTO_SLICE = 64 * 1024  # bytes: with larger slices too few blocks fit on a multiprocessor at once
+AUTO_FEW, AUTO_SOME = 8, 64  # columns up to which "auto" takes panel, then shared
 
 
 def hashed_matmul(w: Any, x: Any, spec: HashSpec, *, kernel: str = "auto") -> Any:
@@ -57,7 +57,8 @@ def hashed_matmul(w: Any, x: Any, spec: HashSpec, *, kernel: str = "auto") -> An
     x : (d_in, n) of w's dtype, in C or F order
     spec : HashSpec of shape (d_out, d_in)
     kernel : "auto" or a name in ``KERNELS``. "auto" takes, for NumPy arrays, the faster CPU schedule; for CuPy arrays
-        "panel" if the spec has panels whose buckets take at most 64 KiB each, else "register_tile".
+        "shared" for 9 to 64 columns; for fewer and for more "panel", if the buckets of a panel fit into shared memory,
+        else "shared" for few columns and "register_tile" for many. (That is what data/results/gpu_ladder.json says.)
 
     Returns
     -------
@@ -286,8 +287,10 @@ def _check_kernel(kernel: Any, operation: str, spec: HashSpec, a: Any) -> str:
 def _auto(operation: str, spec: HashSpec, a: Any) -> str:
     if operation != "matmul":
         return operation
-    slices = spec.panel is not None and CUDA["panel"].slice_bytes(spec, str(a.dtype)) <= AUTO_SLICE
-    return "panel" if slices and CUDA["panel"].supports(spec, str(a.dtype), _shared_limit(a)) else "register_tile"
+    n = a.shape[1]
+    if not AUTO_FEW < n <= AUTO_SOME and CUDA["panel"].supports(spec, str(a.dtype), _shared_limit(a)):
+        return "panel"
+    return "shared" if n <= AUTO_SOME else "register_tile"
 
 
 def _shared_limit(a: Any) -> int:
@@ -318,12 +321,13 @@ def _check_cuda(kernel: CudaKernel, spec: HashSpec, a: Any, operation: str = "ma
             raise ValueError(f"{what} of a CUDA kernel can be at most {MAX_SIDE} (32-bit indices), got {size}")
     limit = _shared_limit(a)
     if not kernel.supports(spec, str(a.dtype), limit):
-        needed = kernel.slice_bytes(spec, str(a.dtype))
+        needed, most = kernel.slice_bytes(spec, str(a.dtype)), limit - kernel.static(kernel.parameters)
+        buckets = most // a.dtype.itemsize
         raise ValueError(
             f"kernel {kernel.name!r} keeps the buckets of a panel in shared memory: {needed} bytes for panel "
-            f"{spec.panel} of this spec, and a block has {limit} less its tiles. These do: "
-            f"{_able(operation, spec, a)}. Or make a spec with smaller panels, such as "
-            "HashSpec.panels(shape, compression, panel=(128, 1024))"
+            f"{spec.panel} of this spec, and a block has {most} beside its tiles. These do: "
+            f"{_able(operation, spec, a)}. Or make a spec whose panels own at most {buckets:,} buckets each: panels of "
+            f"up to {int(buckets / spec.compression):,} weights, at this compression"
         )
 
 

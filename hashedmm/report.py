@@ -112,10 +112,15 @@ _COLUMNS: dict[str, Callable[[Sequence[Row]], list[Column]]] = {
 _LEFT = {"method", "network", "operation", "structure", "outputs x inputs"}  # text; the other columns are numbers
 
 
+def has_table(record: Mapping[str, Any]) -> bool:
+    """Whether there are tables of records of this kind."""
+    return record["kind"] in _COLUMNS
+
+
 def _cells(record: Mapping[str, Any]) -> list[list[str]]:
     """Headings, then the rows."""
     kind, rows = record["kind"], record["rows"]
-    if kind not in _COLUMNS:
+    if not has_table(record):
         raise ValueError(f"there are tables of records of kind {', '.join(_COLUMNS)}, not of {kind!r}")
     columns = _COLUMNS[kind](rows) if rows else []
     return [[heading for heading, _ in columns], *([text(row) for _, text in columns] for row in rows)]

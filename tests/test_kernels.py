@@ -480,7 +480,7 @@ WIDE = HashSpec.elementwise((1000, 1000), 1 / 4)
                 np.ones(WIDE.n_buckets, np.float32), np.ones((1000, 1), np.float32), WIDE, kernel="panel"
             ),
             ValueError,
-            r"1000000 bytes for panel None.*These do: .*register_tile\. Or make a spec with smaller panels",
+            r"1000000 bytes for panel None.*These do: .*register_tile\. Or make a spec whose panels own at most",
         ),
     ],
 )

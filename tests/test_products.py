@@ -188,9 +188,10 @@ def test_not_finite_numbers_come_through():
     w, x, _ = operands(SPEC, 2)
     w[100] = np.nan
     used = (SPEC.indices()[0] == 100).any(axis=1)
-    for kernel in KERNELS:
-        y = hashed_matmul(w, x, SPEC, kernel=kernel)
-        assert np.isnan(y[used]).all()
+    for name, kernel in KERNELS.items():
+        if "matmul" in kernel.operations and "float64" in kernel.dtypes:
+            y = hashed_matmul(w, x, SPEC, kernel=name)
+            assert np.isnan(y[used]).all() and np.isfinite(y[~used]).all()
 
 
 def test_the_automatic_choice_knows_when_sums_win():

@@ -21,7 +21,7 @@ _NATIVE_KINDS = {
     native.RACE: "race", native.UNINITIALISED: "uninitialised", native.OUTSIDE: "outside",
     native.MISALIGNED: "misaligned",
 }  # fmt: skip
-_VERBS = ("reads", "writes", "updates atomically")
+_VERBS = ("reads {}", "writes {}", "updates {} atomically")  # by the number of the op
 _MOST_BLOCKS = 2**22  # more are not shuffled
 _RTOL = {2: 2e-3, 4: 1e-5, 8: 1e-12}
 
@@ -221,7 +221,13 @@ def _describe(run: Run, row: np.void) -> Problem:
     who = f"block {_tuple(block)} thread {_tuple(thread)}"
     if kind == "outside":
         return Problem(
-            kind, line, text, 0, "", f"{where} {verb} {_outside(run, int(row['address']))} ({who})", int(row["count"])
+            kind,
+            line,
+            text,
+            0,
+            "",
+            f"{where} {verb.format(_outside(run, int(row['address'])))} ({who})",
+            int(row["count"]),
         )
     size, region, offset = int(row["size"]), int(row["region"]), int(row["offset"])
     name, inside = array_of(run, region, offset)
@@ -229,22 +235,24 @@ def _describe(run: Run, row: np.void) -> Problem:
         size = run.memory.buffers[region].array.dtype.itemsize
     place = f"{name}[{inside // size}]"
     if kind == "uninitialised":
-        message = f"{where} {verb} {place}, which no thread of the block has written ({who})"
+        message = f"{where} {verb.format(place)}, which no thread of the block has written ({who})"
         return Problem(kind, line, text, 0, "", message, int(row["count"]))
     if kind == "misaligned":
         wide = int(row["size"])
-        message = f"{where} {verb} {wide} bytes at byte {inside} of {name}, not a multiple of {wide} ({who})"
+        message = f"{where} {verb.format(f'{wide} bytes at byte {inside} of {name}')}, not a multiple of {wide} ({who})"
         return Problem(kind, line, text, 0, "", message, int(row["count"]))
     one, two = side(""), side("other_")
-    if one[3] == _VERBS[0]:  # the write first
-        one, two = two, one
+    order = (_VERBS[1], _VERBS[2], _VERBS[0])  # the write first; two of a kind by line
+    one, two = sorted((one, two), key=lambda s: (order.index(s[3]), s[1]))
     across = one[5] != two[5]
 
     def actor(s: tuple) -> str:
         return f"block {_tuple(s[5])} thread {_tuple(s[4])}" if across else f"thread {_tuple(s[4])}"
 
     reason = "and no barrier orders blocks" if across else "no barrier between"
-    message = f"{one[0]} {one[3]} {place} ({actor(one)}) while {two[0]} {two[3]} it ({actor(two)}), {reason}"
+    message = (
+        f"{one[0]} {one[3].format(place)} ({actor(one)}) while {two[0]} {two[3].format('it')} ({actor(two)}), {reason}"
+    )
     return Problem(kind, one[1], one[2], two[1], two[2], message, int(row["count"]))
 
 

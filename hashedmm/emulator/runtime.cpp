@@ -623,13 +623,22 @@ static void count_global(Site &s, const Request &r) {
     s.ideal_sectors += (bytes + 31) / 32;
 }
 
-// Banks are 4 bytes wide. Lanes that ask for the same word share it. Accesses of 8 bytes go by half warps, of 16 by
-// quarters. Atomics on one word take turns.
+// Banks are 4 bytes wide, and lanes that ask for the same word share it. Accesses of 4 bytes take the whole warp at once,
+// of 8 bytes a half, of 16 a quarter; but twice as many lanes if they come in equal pairs: lanes l and l ^ 1 everywhere,
+// or l and l ^ 2 everywhere, ask for the same. That rule was read off an H100's counters (data/results/counters.json).
+// Atomics on one word take turns.
+static bool in_pairs(const Request &r, uint32_t apart) {
+    for (uint32_t l = 0; l < WARP_LANES; l++)
+        if (r.mask >> l & 1 && r.mask >> (l ^ apart) & 1 && r.offset[l] != r.offset[l ^ apart]) return false;
+    return true;
+}
+
 static void count_shared(Site &s, const Request &r) {
     uint32_t words = s.size <= 4 ? 1 : (uint32_t)s.size / 4, per_phase = WARP_LANES / words;
+    if (words > 1 && (in_pairs(r, 1) || in_pairs(r, 2))) per_phase *= 2;
     for (uint32_t first = 0; first < WARP_LANES; first += per_phase) {
         uint32_t n = 0, most = 0;
-        int64_t asked[WARP_LANES];
+        int64_t asked[2 * WARP_LANES];
         for (uint32_t l = first; l < first + per_phase; l++)
             if (r.mask >> l & 1)
                 for (uint32_t w = 0; w < words; w++) asked[n++] = (r.offset[l] >> 2) + w;

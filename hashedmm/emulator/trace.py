@@ -90,9 +90,10 @@ class Trace:
 
     The numbers are a model: they follow from addresses alone. Global memory moves in sectors of 32 bytes; shared memory
     has 32 banks of 4 bytes, lanes that ask for one word share it, 8-byte accesses go by half warps and 16-byte ones by
-    quarter warps, atomics on one word take turns. There are **no caches and no time** in it: a sector counts each time
-    that a request asks for it, as Nsight Compute's counters of L1 requests do. A GPU's compiler may also load less than
-    the source says (a value kept in a register), or more at a time; here each access of the source is one.
+    quarter warps (by twice as many lanes where they ask in equal pairs), atomics on one word take turns. There are **no
+    caches and no time** in it: a sector counts each time that a request asks for it, as Nsight Compute's counters of L1
+    requests do, which an H100 was seen to agree with (data/results/counters.json). A GPU's compiler may also load less
+    than the source says (a value kept in a register), or more at a time; here each access of the source is one.
     """
 
     kernel: str
@@ -275,7 +276,8 @@ def trace(
     blocks : sequence of int, or None
         Linear numbers of the blocks to run; None runs all. One block often says all there is to say.
     recorded : str or None
-        Where the emulator is not available: the name of a trace in data/results/traces.json to return.
+        Where the emulator is not available: the name of a trace in data/results/traces.json to return. Where it is, and
+        the environment variable HASHEDMM_RECORD_TRACES names a file, the trace is added to that file under this name.
 
     Raises
     ------
@@ -294,7 +296,11 @@ def trace(
             sites = run.library.table("hm_sites", native.SITE)
             samples = run.library.table("hm_samples", native.SAMPLE)
             run.library.handle.hm_forget()
-            return _collect(run, sites, samples)
+            found = _collect(run, sites, samples)
+    if recorded and (path := os.environ.get(RECORD)):
+        others = _read(path) if os.path.exists(path) else {}
+        record_traces(path, {**others, recorded: found}, "make notebooks")
+    return found
 
 
 def _check_kernel(kernel: Any) -> None:
@@ -376,6 +382,8 @@ SUMMED = ("requests", "lanes", "bytes", "sectors", "ideal_sectors", "wavefronts"
 # --------------------------------------------------------------------------------------------------------------------
 # Traces in data/results, for machines without a compiler
 
+RECORD = "HASHEDMM_RECORD_TRACES"
+
 
 def record_traces(path: str | os.PathLike, traces: Mapping[str, Trace], command: str = "record_traces") -> None:
     """Write traces into one "counters" record; `trace` looks for its ``recorded`` name in data/results/traces.json."""
@@ -386,14 +394,18 @@ def record_traces(path: str | os.PathLike, traces: Mapping[str, Trace], command:
     records.write(path, records.new_record("counters", rows, command))
 
 
+def _read(path: str | os.PathLike) -> dict[str, Trace]:
+    return {row["name"]: Trace._from_dict(row["trace"]) for row in records.read(path)["rows"]}
+
+
 def _recorded(name: str | None) -> Trace:
     try:
         if name is None:
             raise FileNotFoundError
-        rows = {row["name"]: row["trace"] for row in records.read("traces")["rows"]}
+        traces = _read("traces")
     except FileNotFoundError:
         raise RuntimeError(toolchain.why_not()) from None
-    if name not in rows:
-        have = ", ".join(rows) or "none"
+    if name not in traces:
+        have = ", ".join(traces) or "none"
         raise RuntimeError(f"{toolchain.why_not()}. data/results/traces.json has no trace {name!r}; it has: {have}")
-    return Trace._from_dict(rows[name])
+    return traces[name]
