@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from hashedmm import cpu, reference
+from hashedmm import cpu, emulator, reference
 from hashedmm.build import gpu_available, shared_limit
 from hashedmm.experiments import Run, default_options
 from hashedmm.hashing import HashSpec
@@ -36,9 +36,9 @@ Row = dict[str, Any]
 LAYERS = (784, 1000, 10)
 BATCH = 50
 MEMORY_SHAPE = (16384, 16384, 64)
-# Side of the square matrix, seconds a product is timed for, training steps in a round, rounds.
-FULL: dict[str, Any] = {"side": 4096, "budget": 1.0, "steps": 200, "rounds": 5}
-QUICK: dict[str, Any] = {"side": 1024, "budget": 0.1, "steps": 40, "rounds": 3}
+# Side of the square matrix, seconds a product is timed for, training steps in a round, rounds, side in the emulator.
+FULL: dict[str, Any] = {"side": 4096, "budget": 1.0, "steps": 200, "rounds": 5, "emulated": 512}
+QUICK: dict[str, Any] = {"side": 1024, "budget": 0.1, "steps": 40, "rounds": 3, "emulated": 128}
 
 
 def measure(functions: dict[str, Callable[[], Any]], *, budget: float, least: int = 7) -> dict[str, list[float]]:
@@ -279,8 +279,54 @@ def _memory(say: Callable[[str], None]) -> list[Row]:
     return rows
 
 
+_TILED = """
+extern "C" __global__ void tiled(const float* a, const float* b, float* c, int n) {
+    __shared__ float a_tile[32][32], b_tile[32][32];
+    const int row = blockIdx.y * 32 + threadIdx.y, col = blockIdx.x * 32 + threadIdx.x;
+    float sum = 0.0f;
+    for (int k0 = 0; k0 < n; k0 += 32) {
+        a_tile[threadIdx.y][threadIdx.x] = a[row * n + k0 + threadIdx.x];
+        b_tile[threadIdx.y][threadIdx.x] = b[(k0 + threadIdx.y) * n + col];
+        __syncthreads();
+        for (int k = 0; k < 32; ++k) sum += a_tile[threadIdx.y][k] * b_tile[k][threadIdx.x];
+        __syncthreads();
+    }
+    c[row * n + col] = sum;
+}
+"""
+
+
+def _emulator(side: int, budget: float, say: Callable[[str], None]) -> list[Row]:
+    """The timing row of a textbook tiled product in the emulator, 32 x 32 tiles: how long a learner waits."""
+    a, b = (np.random.default_rng(i).standard_normal((side, side), np.float32) for i in range(2))
+    c = np.full((side, side), np.nan, np.float32)
+    kernel = emulator.RawKernel(_TILED, "tiled")
+
+    def launch() -> np.ndarray:
+        kernel((side // 32, side // 32), (32, 32), (a, b, c, np.int32(side)))
+        return c
+
+    error = _verified("the emulated product", launch(), a.astype(np.float64) @ b.astype(np.float64))
+    times = measure({"emulated": launch, "numpy_float32": lambda: a @ b}, budget=budget)
+    row: Row = {
+        "operation": "matmul",
+        "kernel": "tiled, emulated",
+        "structure": "dense",
+        "spec": None,
+        "compression": 1.0,
+        "shape": [side, side, side],
+        "dtype": "float32",
+        **_percentiles(times["emulated"]),
+        "error": error,
+        "baselines": {"numpy_float32": statistics.median(times["numpy_float32"])},
+    }
+    say(f"emulator  {side}^3 product, 32 x 32 tiles: {row['ms'] / 1e3:.2f} s")
+    return [row]
+
+
 def run_cpu(folder: Path | str, *, quick: bool = False, say: Callable[[str], None] = print) -> list[Path]:
-    """Measure the CPU paths and write cpu_products.json, cpu_steps.json and cpu_memory.json into ``folder``.
+    """Measure the CPU paths and write cpu_products.json, cpu_steps.json and cpu_memory.json into ``folder``, and
+    emulator.json where there is an emulator.
 
     Parameters
     ----------
@@ -308,6 +354,8 @@ def run_cpu(folder: Path | str, *, quick: bool = False, say: Callable[[str], Non
     steps = [row for c in COMPRESSIONS for row in _steps(c, size["steps"], size["rounds"], say)]
     keep("cpu_steps.json", "timing", steps)
     keep("cpu_memory.json", "memory", _memory(say))
+    if emulator.available():
+        keep("emulator.json", "timing", _emulator(size["emulated"], budget, say))
     return written
 
 

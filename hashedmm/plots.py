@@ -18,8 +18,8 @@ import matplotlib
 import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 # The palette of Okabe and Ito (2008): told apart with any colour vision.
@@ -289,26 +289,24 @@ def access_map(
     for ax, (rows, array), title in zip(axes[:, 0], drawn, titles, strict=True):
         shown = sorted(rows)[:most_rows]
         words = [len({row for row, cells in rows.items() if column in cells}) for column in range(32)]
+        tint = np.zeros((len(shown), 32, 4))  # red, green, blue and how strong
         for y, row in enumerate(shown):
             for column in range(32):
                 lanes = rows[row].get(column, [])
-                if space == "shared":
-                    fill = VERMILION if words[column] > 1 else SKY
-                    strength = min(0.15 + 0.05 * words[column], 0.8) if lanes else 0.0
-                else:
-                    fill = SKY
-                    strength = 0.45 if any(c // 8 == column // 8 for c in rows[row]) else 0.0
-                ax.add_patch(Rectangle((column, y), 1, 1, facecolor=fill, alpha=strength, linewidth=0))
+                if space == "global" and any(c // 8 == column // 8 for c in rows[row]):
+                    tint[y, column] = to_rgba(SKY, 0.45)
+                elif space == "shared" and lanes:
+                    tint[y, column] = to_rgba(
+                        VERMILION if words[column] > 1 else SKY, min(0.15 + 0.05 * words[column], 0.8)
+                    )
                 if lanes:
                     text = f"{lanes[0]}" if len(lanes) == 1 else f"{lanes[0]}+" if len(lanes) < 32 else "all"
                     ax.text(column + 0.5, y + 0.52, text, ha="center", va="center", fontsize=7)
-        for column in range(33):
-            strong = space == "global" and column % 8 == 0
-            ax.plot(
-                [column, column], [0, len(shown)], color=GREY if strong else "#dddddd", linewidth=0.9 if strong else 0.5
-            )
-        for y in range(len(shown) + 1):
-            ax.plot([0, 32], [y, y], color="#dddddd", linewidth=0.5)
+        ax.imshow(tint, extent=(0, 32, len(shown), 0), aspect="auto", interpolation="nearest")
+        ax.hlines(range(len(shown) + 1), 0, 32, color="#dddddd", linewidth=0.5)
+        ax.vlines(range(33), 0, len(shown), color="#dddddd", linewidth=0.5)
+        if space == "global":
+            ax.vlines(range(0, 33, 8), 0, len(shown), color=GREY, linewidth=0.9)
         ax.set_yticks([y + 0.5 for y in range(len(shown))], [f"{128 * row:,}" for row in shown], fontsize=8)
         ax.set_xticks([0, 8, 16, 24, 32] if space == "global" else range(0, 33, 4))
         ax.set(xlim=(0, 32), ylim=(len(shown), 0))

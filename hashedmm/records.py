@@ -82,13 +82,18 @@ def software_info() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The checkout's commit ("-dirty" if tracked files differ from it), or None outside a git checkout."""
+    """The checkout's commit ("-dirty" if the package's files differ from it), or None outside a git checkout."""
     here = Path(__file__).resolve().parent.parent
+
+    def git(*arguments: str) -> str:
+        run = ["git", "-C", str(here), *arguments]
+        return subprocess.run(run, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
     try:
         if not (here / ".git").exists():
             return None
-        run = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-        return subprocess.run(run, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        changed = git("status", "--porcelain", "--", "hashedmm", "pyproject.toml")
+        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -78,12 +78,15 @@ def _training_columns(rows: Sequence[Row]) -> list[Column]:
 
 
 def _timing_columns(rows: Sequence[Row]) -> list[Column]:
+    on_gpu = not any(r["kernel"].startswith(("cpu_", "numpy")) for r in rows)
+    kernel: list[Column] = [("kernel", lambda r: r["kernel"])] if on_gpu else []
     return [
         ("operation", lambda r: r["operation"]),
         ("outputs x inputs", lambda r: f"{r['shape'][0]} x {r['shape'][1]}"),
         ("n", lambda r: str(r["shape"][2])),
         ("structure", _structure),
         ("compression", lambda r: compression_text(r["compression"])),
+        *kernel,
         ("ms", lambda r: _milliseconds(r["ms"])),
         (f"{_baseline(rows[0])[0].replace('_', ' ')}, ms", lambda r: _milliseconds(_baseline(r)[1])),
         ("times as fast", lambda r: f"{_baseline(r)[1] / r['ms']:.2f}"),
@@ -109,7 +112,14 @@ _COLUMNS: dict[str, Callable[[Sequence[Row]], list[Column]]] = {
     "timing": _timing_columns,
     "memory": _memory_columns,
 }
-_LEFT = {"method", "network", "operation", "structure", "outputs x inputs"}  # text; the other columns are numbers
+_LEFT = {
+    "method",
+    "network",
+    "operation",
+    "structure",
+    "outputs x inputs",
+    "kernel",
+}  # text; the other columns are numbers
 
 
 def has_table(record: Mapping[str, Any]) -> bool:
@@ -147,7 +157,11 @@ def origin(record: Mapping[str, Any]) -> str:
     """Whose numbers these are: machine, versions, date and command, in one sentence."""
     device, software = record["device"], record["software"]
     cores = f", {device['cores']} cores" if "cores" in device else ""
-    versions = ", ".join(f"{name} {software[name]}" for name in ("python", "numpy", "numba") if name in software)
+    versions = ", ".join(
+        f"{name} {software[name]}"
+        for name in ("python", "numpy", "numba", "cupy-cuda13x", "cupy-cuda12x")
+        if name in software
+    )
     return f"{device['name']}{cores}; {versions}; {record['date']}; `{record['command']}`."
 
 

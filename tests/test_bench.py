@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hashedmm import HashSpec, bench, matmul, records
+from hashedmm import HashSpec, bench, emulator, matmul, records
 
 
 def test_functions_take_turns():
@@ -35,12 +35,13 @@ def test_a_wrong_kernel_is_not_timed(operation, monkeypatch):
 
 
 def test_run_cpu_writes_sound_records(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "QUICK", {"side": 256, "budget": 0.0, "steps": 2, "rounds": 1})
+    monkeypatch.setattr(bench, "QUICK", {"side": 256, "budget": 0.0, "steps": 2, "rounds": 1, "emulated": 64})
     monkeypatch.setattr(bench, "MEMORY_SHAPE", (1024, 1024, 2))
     lines = []
     written = bench.run_cpu(tmp_path, quick=True, say=lines.append)
     found = {path.name: records.read(path) for path in written}
-    assert set(found) == {"cpu_products.json", "cpu_steps.json", "cpu_memory.json"}
+    emulated = {"emulator.json"} if emulator.available() else set()
+    assert set(found) == {"cpu_products.json", "cpu_steps.json", "cpu_memory.json"} | emulated
     assert len(found["cpu_products.json"]["rows"]) == (4 + 5) * 3 * (2 + 1)  # strips as they are trained at 1/64, too
     assert {row["structure"] for row in found["cpu_steps.json"]["rows"]} == {"strips", "elementwise", "small_dense"}
     for row in found["cpu_products.json"]["rows"] + found["cpu_steps.json"]["rows"]:

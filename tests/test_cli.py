@@ -374,7 +374,7 @@ def test_bench_is_handed_on(hashedmm_cli, monkeypatch, tmp_path):
 def test_tables_of_timings_and_memory():
     spec = json.loads(hashedmm.HashSpec.strips((64, 64), 1 / 4, height=16, stride=8).to_json())
     row = {"operation": "matmul", "structure": "strips", "spec": spec, "compression": 1 / 4, "shape": [64, 64, 5]}
-    times = {"kernel": "", "dtype": "float32", "ms": 0.5, "ms_p20": 0.4, "ms_p80": 0.6, "error": 0.0}
+    times = {"kernel": "cpu_sketch", "dtype": "float32", "ms": 0.5, "ms_p20": 0.4, "ms_p80": 0.6, "error": 0.0}
     small = {
         **row,
         **times,
@@ -388,6 +388,8 @@ def test_tables_of_timings_and_memory():
     assert heading == "operation|outputs x inputs|n|structure|compression|ms|numpy float32, ms|times as fast".split("|")
     assert first == "matmul|64 x 64|5|strips, height 16, stride 8|1/4|0.5|2|4.00".split("|")
     assert second == "matmul|64 x 64|5|small dense|1/4|123|61.7|0.50".split("|")
+    on_gpu = records.new_record("timing", [{**row, **times, "kernel": "naive", "baselines": {"cublas": 1.0}}], "bench")
+    assert re.split("  +", report.text_table(on_gpu).splitlines()[-1])[4:7] == ["1/4", "naive", "0.5"]
     sizes = {"stored_bytes": 999, "peak_bytes": 1536, "result_bytes": 200 * 2**20, "dense_bytes": 2**40}
     memory = records.new_record("memory", [row | sizes], "bench")
     last = re.split("  +", report.text_table(memory).splitlines()[-1])
