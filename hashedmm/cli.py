@@ -36,7 +36,7 @@ from hashedmm.hashing import HASHES, HashSpec
 from hashedmm.kernels import CUDA
 from hashedmm.matmul import hashed_matmul
 from hashedmm.nn import DECAYS, MLP, STRUCTURES, Adam, History, train
-from hashedmm.report import has_table, origin, render, text_table, write_bytes
+from hashedmm.report import has_table, origin, render, text_table
 
 TRACEBACK = "HASHEDMM_TRACEBACK"  # set this variable to see where an error comes from
 OUT = Path("out")  # where results go if nothing else is said
@@ -441,7 +441,7 @@ def _experiment(arguments: argparse.Namespace, argv: list[str]) -> int:
         print("figure  none: it needs matplotlib; in a checkout, pip install -e '.[plot]'")
     else:
         drawn = plots.error_against_storage(record["rows"], f"{name}: test error against storage")
-        write_bytes(figure, plots.png(drawn))
+        safefile.write_bytes(figure, plots.png(drawn))
         print(f"figure  {figure}")
     if name == "demo":
         print("\n`make lab` opens the walkthrough: notebooks that explain, step by step, what you have just seen.")
@@ -505,7 +505,7 @@ def _report(arguments: argparse.Namespace, argv: list[str]) -> int:
         print(f"{target}: its tables differ from the records; {mend}.", file=sys.stderr)
         return EXIT_FAILED
     else:
-        write_bytes(target, made.encode("utf-8"))
+        safefile.write_bytes(target, made.encode("utf-8"))
         print(f"{target}: its tables are written anew from the records.")
     return 0
 

@@ -8,11 +8,8 @@ Imports records and experiments.
 
 from __future__ import annotations
 
-import os
 import re
-import secrets
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from hashedmm.experiments import compression_text
@@ -211,20 +208,3 @@ def render(text: str, available: Mapping[str, Mapping[str, Any]]) -> str:
         return f"{start}\n\n{markdown_table({**available[name], 'rows': rows})}\n\n{end}"
 
     return _BLOCK.sub(block, text)
-
-
-def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Replace a file, atomically, keeping the permissions of the old one."""
-    target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        if target.exists():
-            os.chmod(temporary, target.stat().st_mode & 0o777)
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

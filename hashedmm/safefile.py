@@ -46,7 +46,8 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
     """Write a file, all or nothing.
 
     The bytes go to a temporary file in the same folder, are flushed to the disk, and then take the name in one step: a
-    reader, or a power cut, finds the old file or the new one, never half of one.
+    reader, or a power cut, finds the old file or the new one, never half of one. A file that is replaced keeps its
+    permissions.
     """
     target = check_writable(path)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
@@ -55,6 +56,8 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
+        if target.exists():
+            os.chmod(temporary, target.stat().st_mode & 0o777)
         os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
