@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -392,29 +393,41 @@ def gpu_info() -> dict[str, Any]:
 def measure_gpu(functions: dict[str, Callable[[], Any]], *, budget: float, least: int = 7) -> dict[str, list[float]]:
     """Milliseconds of every call on the GPU, functions taking turns, each round in an order of its own.
 
-    Each is called three times untimed. Before a timed call a buffer of four times the L2 cache is overwritten, so that
-    nothing is found there; and while the GPU is busy with that, the host gets ahead, so that what it takes to launch is
-    not measured. Times are those between two CUDA events.
+    Each is called three times untimed. Before a timed call a buffer of over four times the L2 cache is overwritten, so
+    that nothing is found there; and it is overwritten as often as it takes to keep the GPU busy for twice as long as the
+    slowest of these calls takes the host, so that the host gets ahead and what it does is not measured. Times are those
+    between two CUDA events.
     """
     import cupy
 
     flush = cupy.empty(max(4 * gpu_info()["l2_bytes"], 2**28), cupy.uint8)
     order = np.random.default_rng(0)
     times: dict[str, list[float]] = {name: [] for name in functions}
+
+    def on_gpu(function: Callable[[], Any]) -> float:
+        start, stop = cupy.cuda.Event(), cupy.cuda.Event()
+        start.record()
+        function()
+        stop.record()
+        stop.synchronize()
+        return float(cupy.cuda.get_elapsed_time(start, stop))
+
+    host = 0.0  # milliseconds of the slowest call, until it returns
     for function in functions.values():
         for _ in range(3):
+            cupy.cuda.Device().synchronize()
+            begun = time.perf_counter()
             function()
-    cupy.cuda.Device().synchronize()
+            last = 1e3 * (time.perf_counter() - begun)
+        host = max(host, last)
+    fill = statistics.median(on_gpu(lambda: flush.fill(0)) for _ in range(5))
+    fills = 1 + math.ceil(2 * host / fill)
     end = time.perf_counter() + budget
     while len(next(iter(times.values()))) < least or time.perf_counter() < end:
         for name in _shuffled(functions, order):
-            start, stop = cupy.cuda.Event(), cupy.cuda.Event()
-            flush.fill(0)
-            start.record()
-            functions[name]()
-            stop.record()
-            stop.synchronize()
-            times[name].append(float(cupy.cuda.get_elapsed_time(start, stop)))
+            for _ in range(fills):
+                flush.fill(0)
+            times[name].append(on_gpu(functions[name]))
     return times
 
 

@@ -321,7 +321,7 @@ def _check_cuda(kernel: CudaKernel, spec: HashSpec, a: Any, operation: str = "ma
             raise ValueError(f"{what} of a CUDA kernel can be at most {MAX_SIDE} (32-bit indices), got {size}")
     limit = _shared_limit(a)
     if not kernel.supports(spec, str(a.dtype), limit):
-        needed, most = kernel.slice_bytes(spec, str(a.dtype)), limit - kernel.static(kernel.parameters)
+        needed, most = kernel.slice_bytes(spec, str(a.dtype)), limit - kernel.tile_bytes
         buckets = most // a.dtype.itemsize
         raise ValueError(
             f"kernel {kernel.name!r} keeps the buckets of a panel in shared memory: {needed} bytes for panel "

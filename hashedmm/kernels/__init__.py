@@ -172,6 +172,11 @@ class CudaKernel(Kernel):
         check_values(self, values)
         return values
 
+    @property
+    def tile_bytes(self) -> int:
+        """Static shared memory that a block may need, whatever the number of columns."""
+        return max(self.static({**self.parameters, **values}) for values in ({}, *self.narrow.values()))
+
     def slice_bytes(self, spec: HashSpec, dtype: str) -> int:
         """Dynamic shared memory a block: the buckets of the largest panel, or nothing."""
         return max(g.panel_buckets for g in spec.regions) * np.dtype(dtype).itemsize if self.slices else 0
@@ -179,8 +184,7 @@ class CudaKernel(Kernel):
     def supports(self, spec: HashSpec, dtype: str = "float32", shared_limit: int = EMULATED_SHARED) -> bool:
         if dtype not in self.dtypes:
             return False
-        tiles = max(self.static({**self.parameters, **values}) for values in ({}, *self.narrow.values()))
-        return self.slice_bytes(spec, dtype) + tiles <= shared_limit
+        return self.slice_bytes(spec, dtype) + self.tile_bytes <= shared_limit
 
     def shape(self, spec: HashSpec, n: int, values: Values, dtype: str) -> Shape:
         """The launch for ``n`` columns; ValueError if there would be too many blocks."""
