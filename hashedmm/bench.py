@@ -394,9 +394,9 @@ def measure_gpu(functions: dict[str, Callable[[], Any]], *, budget: float, least
     """Milliseconds of every call on the GPU, functions taking turns, each round in an order of its own.
 
     Each is called three times untimed. Before a timed call a buffer of over four times the L2 cache is overwritten, so
-    that nothing is found there; and it is overwritten as often as it takes to keep the GPU busy for twice as long as the
-    slowest of these calls takes the host, so that the host gets ahead and what it does is not measured. Times are those
-    between two CUDA events.
+    that nothing is found there; and it is overwritten as often as it takes to keep the GPU busy for twice as long as
+    the slowest of these calls takes the host, so that the host gets ahead and what it does is not measured. Times are
+    those between two CUDA events.
     """
     import cupy
 

@@ -181,11 +181,23 @@ def test_tables_and_files(kernel, tmp_path, monkeypatch):
     record_traces(tmp_path / "traces.json", {"transpose": t})
     assert records.read(tmp_path / "traces.json")["kind"] == "counters"
     monkeypatch.setattr(toolchain, "_compiler", lambda: ((), "no compiler here"))
-    assert trace(kernel, (1,), (1,), (), recorded="transpose") == t
+    kept = trace(kernel, (1,), (1,), (), recorded="transpose")
+    assert kept.rows == t.rows and kept.source == t.source and 0 < len(kept.samples) < len(t.samples)
+    line, op = kept.samples[0]["line"], kept.samples[0]["op"]
+    assert kept.requests(line, op) == t.requests(line, op)  # one of each is kept
     with pytest.raises(RuntimeError, match="no compiler here. .* no trace 'other'; it has: transpose"):
         trace(kernel, (1,), (1,), (), recorded="other")
     with pytest.raises(RuntimeError, match="no compiler here"):
         trace(kernel, (1,), (1,), ())
+
+
+def test_traces_are_recorded_if_asked(kernel, tmp_path, monkeypatch):
+    file = tmp_path / "traces.json"
+    monkeypatch.setenv("HASHEDMM_RECORD_TRACES", str(file))
+    for name in ("first", "second", "first"):
+        run(kernel, 2, threads=1024, recorded=name)
+    run(kernel, 2, threads=1024)
+    assert [row["name"] for row in records.read(file)["rows"]] == ["first", "second"]
 
 
 def test_row_of_nothing():
