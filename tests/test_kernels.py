@@ -541,8 +541,10 @@ def test_on_a_gpu():
         np.testing.assert_allclose(gx.get(), hashed_matmul_grad_x(w, gy, spec), rtol=1e-4, atol=1e-3)
         np.testing.assert_allclose(gw.get(), hashed_matmul_grad_w(x, gy, spec), rtol=1e-4, atol=1e-3)
         np.testing.assert_array_equal(materialise(on_gpu[0], spec).get(), materialise(w, spec))
-    assert matmul._auto("matmul", SPEC, on_gpu[0]) == "panel"
-    assert matmul._auto("matmul", WIDE, on_gpu[0]) == "register_tile"
+    for n, with_panels, without in ((1, "panel", "shared"), (64, "shared", "shared"), (65, "panel", "register_tile")):
+        columns = cupy.empty((SPEC.cols, n), cupy.float32)
+        assert matmul._auto("matmul", SPEC, columns) == with_panels
+        assert matmul._auto("matmul", WIDE, columns) == without
     with pytest.raises(TypeError, match="cupy.asarray"):
         hashed_matmul(w, on_gpu[1], WIDE)
     with pytest.raises(TypeError, match="float16 or float32 on a GPU"):
