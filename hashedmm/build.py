@@ -11,8 +11,10 @@ import contextlib
 import hashlib
 import math
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -20,12 +22,13 @@ import numpy as np
 from hashedmm import emulator
 from hashedmm.emulator import CompileError, source
 from hashedmm.kernels import (
+    BUILT,
     C_TYPES,
-    CUDA,
     EMULATED_SHARED,
     FOLDER,
     MAX_THREADS,
     STATIC_SHARED,
+    STEP,
     STRUCTURE,
     check_values,
 )
@@ -85,7 +88,9 @@ class CheckedRawKernel:
     passes its first address), more threads or shared memory than a block may have: all are errors in Python here.
     """
 
-    def __init__(self, code: str, name: str, options: Sequence[str] = (), **keywords: Any) -> None:
+    def __init__(
+        self, code: str, name: str, options: Sequence[str] = (), *, cubin: bytes | None = None, **keywords: Any
+    ) -> None:
         if not re.search(rf"\b{re.escape(name)}\b", source.blank(code)):
             there = ", ".join(source.kernels(code)) or "none"
             raise ValueError(f"name must be a __global__ function of the code, got {name!r}; the code has: {there}")
@@ -93,8 +98,14 @@ class CheckedRawKernel:
 
         self.code, self.name, self.options = code, name, tuple(options)
         self.parameters = signature(code, name, self.options)
-        # CuPy keeps what it compiled on disk, by source and options: it would not see that a header has changed.
-        self._kernel = cupy.RawKernel(code, name, (*self.options, f"-DHASHEDMM_HEADERS={_headers()}"), **keywords)
+        if cubin is not None:  # compiled already, for the current GPU
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / f"{name}.cubin"
+                path.write_bytes(cubin)
+                self._kernel = cupy.RawModule(path=str(path)).get_function(name)
+        else:
+            # CuPy keeps what it compiled on disk, by source and options: it would not see that a header has changed.
+            self._kernel = cupy.RawKernel(code, name, (*self.options, f"-DHASHEDMM_HEADERS={_headers()}"), **keywords)
         self._threads: dict[Device, int] = {}
 
     def compile(self) -> None:
@@ -108,7 +119,7 @@ class CheckedRawKernel:
 
     def _most_threads(self) -> int:
         """Threads a block that this kernel's registers allow on the current GPU."""
-        device = _current_device()
+        device = current_device()
         if device not in self._threads:
             self._threads[device] = self._kernel.max_threads_per_block
         return self._threads[device]
@@ -174,7 +185,7 @@ def _headers() -> str:
 
 def shared_limit(device: Device | None = None) -> int:
     """Shared memory in bytes that a block may have if it asks: of a GPU (None: the current one) or the emulator."""
-    return _shared_limit(_current_device() if device is None else device)
+    return _shared_limit(current_device() if device is None else device)
 
 
 @cache
@@ -330,20 +341,21 @@ def options(name: str, parameters: Mapping[str, int | str]) -> tuple[str, ...]:
 
     Parameters
     ----------
-    name : a name in ``hashedmm.kernels.CUDA``
+    name : a name in ``hashedmm.kernels.BUILT``
     parameters : all of the kernel's tile sizes, ``WEIGHT`` ("float" or "__half"), and either all names in
-        ``hashedmm.kernels.STRUCTURE`` or none of them
+        ``hashedmm.kernels.STRUCTURE`` or none of them; of a kernel in ``STEP`` the tile sizes alone
 
     Raises
     ------
     TypeError, ValueError
         If a name or a value is none that the kernel takes.
     """
-    if name not in CUDA:
-        raise ValueError(f"kernel must be one of {', '.join(CUDA)}, got {name!r}")
-    tiles = {key: value for key, value in parameters.items() if key not in ("WEIGHT", *STRUCTURE)}
-    check_values(CUDA[name], tiles)
-    if parameters.get("WEIGHT") not in C_TYPES.values():
+    if name not in BUILT:
+        raise ValueError(f"kernel must be one of {', '.join(BUILT)}, got {name!r}")
+    others = () if name in STEP else ("WEIGHT", *STRUCTURE)
+    tiles = {key: value for key, value in parameters.items() if key not in others}
+    check_values(BUILT[name], tiles)
+    if others and parameters.get("WEIGHT") not in C_TYPES.values():
         raise ValueError(f"WEIGHT must be {' or '.join(C_TYPES.values())}, got {parameters.get('WEIGHT')!r}")
     given = [key for key in STRUCTURE if key in parameters]
     if given and len(given) < len(STRUCTURE):
@@ -371,11 +383,12 @@ def kernel(name: str, parameters: Mapping[str, int | str], device: Device | None
         With file, line and text.
     """
     if device is None:
-        device = _current_device()
+        device = current_device()
     return _build(name, options(name, parameters), device)
 
 
-def _current_device() -> Device:
+def current_device() -> Device:
+    """The current GPU, or the emulator where there is none."""
     if not gpu_available():
         return "emulator"
     import cupy
@@ -387,8 +400,34 @@ def _current_device() -> Device:
 def _build(name: str, defines: tuple[str, ...], device: Device) -> Any:
     flags = (*defines, f"-I{FOLDER}")
     if device == "emulator":
-        return emulator.RawKernel(CUDA[name].source, name, flags)
+        return emulator.RawKernel(BUILT[name].source, name, flags)
     with on_device(device):
-        built = CheckedRawKernel(CUDA[name].source, name, flags)
+        cubin = _hopper_cubin(name, defines) if "warpgroup.cuh" in BUILT[name].source else None
+        built = CheckedRawKernel(BUILT[name].source, name, flags, cubin=cubin)
         built.compile()
     return built
+
+
+def has_wgmma(device: Device | None = None) -> bool:
+    """Whether kernels that include warpgroup.cuh are built with wgmma: on a Hopper GPU, for sm_90a, which CuPy does not
+    compile for; so NVRTC and the CUDA headers must be there as wheels (they are what ``cupy-cuda13x[ctk]`` brings)."""
+    device = current_device() if device is None else device
+    if device == "emulator":
+        return False
+    import cupy
+
+    from hashedmm.compile import compiler
+
+    try:
+        return cupy.cuda.Device(device).compute_capability == "90" and 90 in compiler().architectures
+    except FileNotFoundError:
+        return False
+
+
+def _hopper_cubin(name: str, defines: tuple[str, ...]) -> bytes | None:
+    """The kernel compiled for sm_90a, if the current GPU has wgmma and it can be compiled for."""
+    if not has_wgmma():
+        return None
+    from hashedmm.compile import compiler
+
+    return compiler().cubin(BUILT[name].source, name, "90a", defines)[0]

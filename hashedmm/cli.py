@@ -1,4 +1,4 @@
-"""The command ``hashedmm``: doctor, train, bench, experiment, compile, report. It parses, checks, calls and prints.
+"""The command ``hashedmm``: doctor, tune, train, bench, experiment, compile, report. It parses, checks, calls, prints.
 
 Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 a check failed (doctor, compile, report
 --check), 2 bad input, 130 Ctrl-C. May import everything in the package; what is optional is imported where needed.
@@ -27,16 +27,34 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from hashedmm import __version__, emulator, records, safefile
+from hashedmm import __version__, emulator, records, safefile, tuning
 from hashedmm.build import gpu_available
 from hashedmm.checkpoint import save_model
 from hashedmm.datasets import Dataset, _mnist_folder, load_mnist
-from hashedmm.experiments import EXPERIMENTS, default_dropout, default_options, find_experiment, run_experiment
+from hashedmm.experiments import (
+    DEVICES,
+    EXPERIMENTS,
+    default_dropout,
+    default_options,
+    device_module,
+    find_experiment,
+    run_experiment,
+)
 from hashedmm.hashing import HASHES, HashSpec
-from hashedmm.kernels import CUDA
+from hashedmm.kernels import BUILT, C_TYPES
 from hashedmm.matmul import hashed_matmul
 from hashedmm.nn import DECAYS, MLP, STRUCTURES, Adam, History, train
-from hashedmm.report import has_table, origin, render, text_table
+from hashedmm.report import (
+    DIGEST,
+    FIGURES,
+    IN_A_TERMINAL,
+    digest,
+    has_table,
+    origin,
+    render,
+    stale_figures,
+    text_table,
+)
 
 TRACEBACK = "HASHEDMM_TRACEBACK"  # set this variable to see where an error comes from
 OUT = Path("out")  # where results go if nothing else is said
@@ -153,7 +171,24 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    command("doctor", _doctor, "say what is on this machine, what will run where, and what to install for more")
+    p = command("doctor", _doctor, "say what is on this machine, what will run where, and what to install for more")
+    p.add_argument("--explain", nargs=3, type=_at_least(1), metavar=("D_OUT", "D_IN", "N"),
+                   help="say instead which kernel a product takes, why, how long each takes, and how much "
+                   "memory")  # fmt: skip
+    p.add_argument("--operation", choices=tuning.OPERATIONS, default="matmul", metavar="NAME",
+                   help=f"of --explain: {', '.join(tuning.OPERATIONS)} (default matmul)")  # fmt: skip
+    p.add_argument("--dtype", choices=tuple(C_TYPES), default="float16", metavar="NAME",
+                   help="of --explain: float16 or float32 (default float16)")  # fmt: skip
+    _add_spec(p, "1/64")
+
+    p = command("tune", _tune, 'measure the CUDA kernels on this GPU, so that kernel="auto" chooses by its own times')
+    p.add_argument("sizes", nargs="*", type=_at_least(1), metavar="D_OUT D_IN N",
+                   help="outputs, inputs, and one or more numbers of columns")  # fmt: skip
+    p.add_argument("--dtype", choices=tuple(C_TYPES), metavar="NAME", help="float16 or float32 (default both)")
+    p.add_argument("--output", metavar="FILE", help="add the times to a record, instead of keeping them for this GPU")
+    p.add_argument("--ship", nargs="+", metavar="RECORD",
+                   help="write instead the table that the package ships, from timing records")  # fmt: skip
+    _add_spec(p, "1/64")
 
     p = command("train", _train, "train a network on MNIST")
     net = p.add_argument_group("the network")
@@ -167,14 +202,7 @@ def _parser() -> argparse.ArgumentParser:
                      help="on hidden activations (default: by structure and compression)")  # fmt: skip
     net.add_argument("--hash", choices=HASHES, default="fmix32", metavar="NAME",
                      help=f"one of {', '.join(HASHES)} (default fmix32)")  # fmt: skip
-    for option, kind, text in (
-        ("--height", _at_least(1), "of strips"),
-        ("--panel", _typed(_pair, "height and width, such as 128,1024"), "of strips and panels, as 128,1024"),
-        ("--stride", _at_least(1), "between the candidates of strips (default: by compression)"),
-        ("--length", _at_least(1), "of runs and of codebook's words"),
-        ("--tile", _at_least(1), "side of tiles"),
-    ):
-        net.add_argument(option, type=kind, metavar="N" if option != "--panel" else "H,W", help=text)
+    _add_options(net)
     how = p.add_argument_group("the training")
     how.add_argument("--epochs", type=_at_least(1), default=30, metavar="N", help="(default 30)")
     how.add_argument("--batch", type=_at_least(1), default=100, metavar="N", help="samples a step (default 100)")
@@ -189,8 +217,9 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--limit", type=_at_least(1), metavar="N", help="use the first N training samples only")
     how.add_argument("--data", metavar="FOLDER",
                      help="where MNIST's files are (default: $HASHEDMM_DATA, else the checkout)")  # fmt: skip
-    how.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", metavar="NAME",
-                     help="auto, cpu or gpu (default auto)")  # fmt: skip
+    how.add_argument("--device", choices=DEVICES, default="auto", metavar="NAME",
+                     help="cpu; gpu, by CuPy; or auto: the GPU if there is one, else the CPU (default auto). Errors "
+                     "differ in the last digits, as rounding does")  # fmt: skip
     out = p.add_argument_group("what comes out")
     out.add_argument("--json", action="store_true", help="print one line of JSON and nothing else on stdout")
     out.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -202,23 +231,27 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("name", nargs="?", metavar="NAME", help=f"one of {', '.join(EXPERIMENTS)}")
     p.add_argument("--list", action="store_true", help="list the experiments and their runs")
     p.add_argument("--output", metavar="FILE", help="the record, ending in .json (default out/NAME.json)")
+    p.add_argument("--device", choices=DEVICES, default="cpu", metavar="NAME",
+                   help="where to train: cpu, gpu or auto (default cpu)")  # fmt: skip
     p.add_argument("--fresh", action="store_true", help="begin anew instead of going on from what the record holds")
     p.add_argument("--quiet", action="store_true", help="no progress bars")
 
     p = command("bench", _bench, "measure speed and memory: every result is verified, then timed")
-    either = p.add_mutually_exclusive_group(required=True)
-    either.add_argument("--cpu", action="store_true", help="the CPU paths, against NumPy")
-    either.add_argument("--gpu", action="store_true", help="the CUDA kernels, against cuBLAS")
+    either = p.add_mutually_exclusive_group()
+    either.add_argument("--cpu", action="store_true", help="the CPU paths, against NumPy (default without a GPU)")
+    either.add_argument("--gpu", action="store_true", help="the CUDA kernels, against cuBLAS (default on a GPU)")
     either.add_argument("--counters", action="store_true",
                         help="what the CUDA kernels ask memory for: emulated; on a GPU also by ncu")  # fmt: skip
     p.add_argument("--output", metavar="FOLDER", default=str(OUT), help="where the records go (default out)")
-    p.add_argument("--quick", action="store_true", help="smaller and fewer: half a minute")
+    p.add_argument("--quick", action="store_true", help="smaller and fewer: half a minute, or a few minutes on a GPU")
+    p.add_argument("--only", action="append", default=[], metavar="NAME",
+                   help="of the records of --gpu write this one alone, such as gpu_layer; may be repeated")  # fmt: skip
 
     p = command("compile", _compile, "compile the CUDA kernels with NVRTC, no GPU needed: registers, memory, spills")
     p.add_argument("--arch", type=_typed(_architectures, "numbers such as 75,90"), metavar="LIST",
                    help="architectures, as 75,80 for sm_75 and sm_80 (default: from 75 to 120)")  # fmt: skip
-    p.add_argument("--kernel", choices=tuple(CUDA), action="append", metavar="NAME",
-                   help=f"this one alone, may be repeated: {', '.join(CUDA)}")  # fmt: skip
+    p.add_argument("--kernel", choices=tuple(BUILT), action="append", metavar="NAME",
+                   help=f"this one alone, may be repeated: {', '.join(BUILT)}")  # fmt: skip
     p.add_argument("--json", action="store_true", help="print a row of JSON a line instead of a table")
     p.add_argument("--output", metavar="FILE", help="write the record, ending in .json, and compare with none")
 
@@ -229,6 +262,28 @@ def _parser() -> argparse.ArgumentParser:
     either.add_argument("--check", metavar="FILE", nargs="?", const="README.md",
                         help="exit 1 if the tables in a file (default README.md) differ from the records")  # fmt: skip
     return parser
+
+
+def _add_spec(p: argparse.ArgumentParser, compression: str) -> None:
+    """The arguments that a spec is made from beside its shape."""
+    hashed = [s for s in STRUCTURES if s != "dense"]
+    p.add_argument("--structure", choices=hashed, default="strips", metavar="NAME",
+                   help=f"one of {', '.join(hashed)} (default strips)")  # fmt: skip
+    p.add_argument("--compression", type=_typed(_compression, "a number in (0, 1], such as 1/8 or 0.125"), metavar="C",
+                   default=_compression(compression),
+                   help=f"stored / virtual weights (default {compression})")  # fmt: skip
+    _add_options(p)
+
+
+def _add_options(p: Any) -> None:
+    for option, kind, text in (
+        ("--height", _at_least(1), "of strips"),
+        ("--panel", _typed(_pair, "height and width, such as 128,1024"), "of strips and panels, as 128,1024"),
+        ("--stride", _at_least(1), "between the candidates of strips (default: by compression)"),
+        ("--length", _at_least(1), "of runs and of codebook's words"),
+        ("--tile", _at_least(1), "side of tiles"),
+    ):
+        p.add_argument(option, type=kind, metavar="N" if option != "--panel" else "H,W", help=text)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -242,14 +297,14 @@ _OPTIONS = {  # of a structure's constructor
 
 def _train(arguments: argparse.Namespace, argv: list[str]) -> int:
     settings = _train_settings(arguments)
-    if arguments.device == "gpu":
-        raise ValueError("--device gpu: this version has no CUDA kernels and computes on the CPU; take cpu or auto")
+    xp = device_module(arguments.device)
+    on_gpu = xp is not np
     default = OUT / f"train-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]}.state"
     state = arguments.state or arguments.resume or str(default)
     _check_files(arguments)
     model = MLP(
         settings["layers"], structure=settings["structure"], compression=settings["compression"],
-        dropout=settings["dropout"], seed=settings["seed"], hash=settings["hash"], **settings["options"],
+        dropout=settings["dropout"], seed=settings["seed"], hash=settings["hash"], xp=xp, **settings["options"],
     )  # fmt: skip
     data = _train_data(arguments, settings)
     if Path(state) == default and default.exists() and not arguments.resume:
@@ -258,7 +313,8 @@ def _train(arguments: argparse.Namespace, argv: list[str]) -> int:
     with _folder_for(Path(state)):
         if not arguments.json:
             print(model.summary())
-            print(f"{len(data.y_train):,} training samples, on the CPU\n", flush=True)
+            place = f"the GPU, {records.gpu_info()['name']}" if on_gpu else "the CPU"
+            print(f"{len(data.y_train):,} training samples, on {place}\n", flush=True)
         history = train(
             model, data, epochs=settings["epochs"], batch=settings["batch"], optimizer=Adam(settings["lr"]),
             decay=settings["decay"], seed=settings["seed"], validation=settings["validation"],
@@ -318,12 +374,7 @@ def _folder_for(file: Path) -> Iterator[None]:
 def _train_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """All that the result depends on, every default filled in; ValueError where arguments contradict each other."""
     structure, compression = arguments.structure, arguments.compression
-    names = ("height", "panel", "stride", "length", "tile")
-    options = {name: value for name in names if (value := getattr(arguments, name)) is not None}
-    for name in options:
-        if name not in _OPTIONS.get(structure, ()):
-            able = " and ".join(s for s, takes in _OPTIONS.items() if name in takes)
-            raise ValueError(f"--{name} belongs to {able}, and --structure is {structure}; leave one of them out")
+    options = _options(arguments)
     if structure == "dense":
         if compression not in (None, 1.0):
             raise ValueError("--compression: a dense network stores every weight; leave it out or change --structure")
@@ -338,6 +389,25 @@ def _train_settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "batch": arguments.batch, "lr": arguments.lr, "decay": arguments.decay, "seed": arguments.seed,
         "validation": arguments.validation, "limit": arguments.limit,
     }  # fmt: skip
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of the structure that were given; ValueError if one belongs to another."""
+    structure = arguments.structure
+    names = ("height", "panel", "stride", "length", "tile")
+    options = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    for name in options:
+        if name not in _OPTIONS.get(structure, ()):
+            able = " and ".join(s for s, takes in _OPTIONS.items() if name in takes)
+            raise ValueError(f"--{name} belongs to {able}, and --structure is {structure}; leave one of them out")
+    return options
+
+
+def _spec(arguments: argparse.Namespace, shape: tuple[int, int]) -> HashSpec:
+    """The spec that `_add_spec`'s arguments describe."""
+    structure, compression = arguments.structure, arguments.compression
+    options = _options(arguments) or default_options(f"hashed:{structure}", compression)
+    return getattr(HashSpec, structure)(shape, compression, **options)
 
 
 def _train_data(arguments: argparse.Namespace, settings: dict[str, Any]) -> Dataset:
@@ -380,7 +450,7 @@ def _train_result(settings: dict[str, Any], model: MLP, data: Dataset, history: 
         "stored_bytes": model.stored_bytes,
         "virtual_weights": model.virtual_weights,
         "seconds_per_epoch": history.seconds_per_epoch,
-        "device": "cpu",
+        "device": "cpu" if model.xp is np else "gpu",
         "training_samples": len(data.y_train),
         "saved": saved,
         **settings,
@@ -424,7 +494,9 @@ def _experiment(arguments: argparse.Namespace, argv: list[str]) -> int:
     output = Path(arguments.output or OUT / f"{name}.json")
     before = output.stat().st_mtime_ns if output.exists() else None
     try:
-        record = run_experiment(name, output=output, progress=not arguments.quiet, fresh=arguments.fresh)
+        record = run_experiment(
+            name, output=output, progress=not arguments.quiet, fresh=arguments.fresh, device=arguments.device
+        )
     except KeyboardInterrupt:
         again = shlex.join(["hashedmm", *(word for word in argv if word != "--fresh")])
         print(f"\nInterrupted; what is done is saved in {output} and beside it. To go on:", file=sys.stderr)
@@ -454,10 +526,15 @@ def _bench(arguments: argparse.Namespace, argv: list[str]) -> int:
     folder = Path(arguments.output)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output must be a folder for bench, got the file {folder}")
+    on_gpu = arguments.gpu or (not arguments.cpu and not arguments.counters and gpu_available())
+    if arguments.only and not on_gpu:
+        raise ValueError("--only names records of bench --gpu, and this is another benchmark; leave it out")
     if arguments.counters:
         written = counters.run(folder)
+    elif on_gpu:
+        written = bench.run_gpu(folder, quick=arguments.quick, only=arguments.only)
     else:
-        written = (bench.run_gpu if arguments.gpu else bench.run_cpu)(folder, quick=arguments.quick)
+        written = bench.run_cpu(folder, quick=arguments.quick)
     for path in written:
         print(f"record  {path}")
     return 0
@@ -471,7 +548,7 @@ def _compile(arguments: argparse.Namespace, argv: list[str]) -> int:
     rows = []
     for architecture in arguments.arch or compile.ARCHITECTURES:
         print(f"compiling for sm_{architecture}", file=sys.stderr)
-        for row in compile.compile_all([architecture], arguments.kernel or tuple(CUDA)):
+        for row in compile.compile_all([architecture], arguments.kernel or tuple(BUILT)):
             rows.append(row)
             if arguments.json:
                 print(json.dumps(row), flush=True)
@@ -494,20 +571,42 @@ def _report(arguments: argparse.Namespace, argv: list[str]) -> int:
     available = records.load_all()
     if not target:
         shown = {name: record for name, record in available.items() if has_table(record)}
-        tables = [f"{name}\n{origin(record)}\n\n{text_table(record)}" for name, record in shown.items()]
+        tables = [
+            f"{name}\n{origin(record)}\n\n{text_table(record, IN_A_TERMINAL.get(name))}"
+            for name, record in shown.items()
+        ]
         print("\n\n\n".join(tables) or "There are no records in data/results.")
         return 0
     made = render(text, available)
-    if made == text:
+    folder = Path(target).resolve().parent
+    stale = stale_figures(text, available, folder)
+    if made == text and not stale:
         print(f"{target}: its tables agree with the records.")
     elif arguments.check:
         mend = f"`hashedmm report --write {target}` mends it"
-        print(f"{target}: its tables differ from the records; {mend}.", file=sys.stderr)
+        what = "its tables differ from the records"
+        if made == text:
+            what = f"{stale[0]} is not drawn from the record as it is"
+        print(f"{target}: {what}; {mend}.", file=sys.stderr)
         return EXIT_FAILED
-    else:
+    if made != text:
         safefile.write_bytes(target, made.encode("utf-8"))
         print(f"{target}: its tables are written anew from the records.")
+    for name in stale:
+        _draw(folder / name, available[FIGURES[name][0]], FIGURES[name][1])
+        print(f"{name} is drawn anew from the record {FIGURES[name][0]}.")
     return 0
+
+
+def _draw(path: Path, record: dict[str, Any], function: str) -> None:
+    """Draw a figure of a record by a function of hashedmm.plots, and note in the file what it is drawn from."""
+    try:
+        from hashedmm import plots
+    except ImportError:
+        raise ValueError(f"drawing {path.name} needs matplotlib; in a checkout, pip install -e '.[plot]'") from None
+    drawn = getattr(plots, function)(record["rows"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    safefile.write_bytes(path, plots.png(drawn, {DIGEST: digest(record)}))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -515,6 +614,12 @@ def _report(arguments: argparse.Namespace, argv: list[str]) -> int:
 
 
 def _doctor(arguments: argparse.Namespace, argv: list[str]) -> int:
+    if arguments.explain is not None:
+        from hashedmm.explain import explain
+
+        d_out, d_in, n = arguments.explain
+        print(explain(arguments.operation, _spec(arguments, (d_out, d_in)), n, arguments.dtype))
+        return 0
     missing: list[tuple[str, str]] = []  # what for, how to install
     cores = records.device_info()["cores"]
     print(f"hashedmm {__version__}: what is on this machine\n")
@@ -563,6 +668,26 @@ def _doctor(arguments: argparse.Namespace, argv: list[str]) -> int:
         for purpose, command in missing:
             _say(purpose, command)
     return 0 if working else EXIT_FAILED
+
+
+def _tune(arguments: argparse.Namespace, argv: list[str]) -> int:
+    if arguments.ship:
+        tables = tuning.ship(arguments.ship)
+        for table in tables:
+            print(f"{tuning.SHIPPED}: {len(table.problems)} problems measured on {table.gpu}")
+        for name in arguments.ship:
+            print(f"{name}: {tuning.quality(records.read(name), tables)}")
+        return 0
+    if len(arguments.sizes) < 3:
+        raise ValueError(
+            f"tune needs D_OUT D_IN N, such as 8192 8192 1 64 1024, got {len(arguments.sizes)} of these sizes"
+        )
+    from hashedmm.explain import tune
+
+    d_out, d_in, *columns = arguments.sizes
+    dtypes = [arguments.dtype] if arguments.dtype else list(C_TYPES)
+    print(f"kept    {tune(_spec(arguments, (d_out, d_in)), columns, dtypes, output=arguments.output)}")
+    return 0
 
 
 def _say(name: str, text: str) -> None:

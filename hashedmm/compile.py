@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from hashedmm import records
 from hashedmm.build import CompileError, explain, options
 from hashedmm.hashing import HashSpec
-from hashedmm.kernels import C_TYPES, CUDA, FOLDER, CudaKernel, structure
+from hashedmm.kernels import BUILT, C_TYPES, FOLDER, STEP, CudaKernel, structure
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 CUPY_FLAGS = ("-ftz=true", "--device-as-default-execution-space", "--std=c++17")
@@ -46,7 +46,10 @@ class Variant(NamedTuple):
 
 def variants(kernel: CudaKernel) -> Iterator[Variant]:
     """The builds of a kernel that are worth looking at: every structure in float32, two of them in float16, and the
-    narrow tiles for few columns on one structure."""
+    narrow tiles for few columns on one structure. Kernels of a training step have one."""
+    if kernel.name in STEP:
+        yield Variant("float32", options(kernel.name, kernel.parameters))
+        return
 
     def variant(name: str, dtype: str, spec: HashSpec, values: Mapping[str, int]) -> Variant:
         return Variant(name, options(kernel.name, {**values, **structure(spec), "WEIGHT": C_TYPES[dtype]}))
@@ -54,6 +57,8 @@ def variants(kernel: CudaKernel) -> Iterator[Variant]:
     for dtype in kernel.dtypes:
         for label, spec in SPECS.items():
             if dtype == "float16" and label not in ("elementwise", "strips"):
+                continue
+            if not kernel.rule(spec):
                 continue
             yield variant(f"{dtype}, {label}", dtype, spec, kernel.parameters)
         for most in kernel.narrow:
@@ -80,8 +85,10 @@ class Compiler:
         self._check(self._nvrtc.nvrtcGetSupportedArchs(listed))
         self.architectures = tuple(listed)
 
-    def cubin(self, code: str, name: str, architecture: int, flags: Sequence[str] = ()) -> tuple[bytes, str]:
+    def cubin(self, code: str, name: str, architecture: int | str, flags: Sequence[str] = ()) -> tuple[bytes, str]:
         """Machine code of a source, and the compiler's log, in which ptxas says what each kernel uses.
+
+        ``architecture`` is 90, for example, or "90a" for the instructions that no other architecture has.
 
         Raises
         ------
@@ -90,7 +97,7 @@ class Compiler:
         ValueError
             If this NVRTC does not know the architecture.
         """
-        if architecture not in self.architectures:
+        if int(str(architecture).rstrip("a")) not in self.architectures:
             known = ", ".join(map(str, self.architectures))
             raise ValueError(f"NVRTC {self.version} compiles for {known}, not for {architecture}")
         program = ctypes.c_void_p()
@@ -176,7 +183,7 @@ def usage(log: str) -> dict[str, int]:
     }
 
 
-def compile_all(architectures: Iterable[int] = ARCHITECTURES, kernels: Iterable[str] = tuple(CUDA)) -> Iterator[Row]:
+def compile_all(architectures: Iterable[int] = ARCHITECTURES, kernels: Iterable[str] = tuple(BUILT)) -> Iterator[Row]:
     """Compile every variant of ``kernels`` for every architecture; a row each, as it is done.
 
     Raises
@@ -191,8 +198,10 @@ def compile_all(architectures: Iterable[int] = ARCHITECTURES, kernels: Iterable[
     nvrtc = compiler()
     for architecture in architectures:
         for name in kernels:
-            for variant in variants(CUDA[name]):
-                _, log = nvrtc.cubin(CUDA[name].source, name, architecture, variant.options)
+            if architecture < int(str(BUILT[name].least_arch).removeprefix("sm_")):
+                continue
+            for variant in variants(BUILT[name]):
+                _, log = nvrtc.cubin(BUILT[name].source, name, architecture, variant.options)
                 yield {"kernel": name, "variant": variant.name, "arch": f"sm_{architecture}", **usage(log)}
 
 

@@ -22,7 +22,8 @@ import numpy as np
 from hashedmm import emulator
 from hashedmm.build import RawKernel, gpu_available
 from hashedmm.hashing import HashSpec
-from hashedmm.matmul import Launch, plan_matmul
+from hashedmm.launch import Launch
+from hashedmm.matmul import plan_matmul
 from hashedmm.records import new_record, write
 
 SHAPE, COLUMNS = (128, 256), 64
@@ -94,7 +95,7 @@ def launches(array: Callable[[np.ndarray], Any]) -> Iterator[Launch]:
         w, x = (array(rng.standard_normal(shape, np.float32)) for shape in (spec.n_buckets, (spec.cols, COLUMNS)))
         y = array(np.full((spec.rows, COLUMNS), np.nan, np.float32))
         for kernel in KERNELS:
-            yield plan_matmul(w, x, y, spec, kernel)
+            yield from plan_matmul(w, x, y, spec, kernel).launches()
     for name in LOADS:
         load = RawKernel(BANKS, name) if array is not _stay else emulator.RawKernel(BANKS, name)
         for place in PATTERNS.values():

@@ -4,7 +4,7 @@ Everything works on NumPy or CuPy arrays: the array decides the place, and CuPy 
 Parameters and activations are float32. Activations are (n, features) arrays, one row a sample; in memory they lie
 feature by feature, as views of the (features, n) arrays that the products give. Nothing draws random numbers from a
 hidden state: every draw depends on a seed and a counter alone, so that a run repeats bit for bit and can be continued.
-Imports hashing, matmul and safefile.
+Imports hashing, launch, matmul, graph and safefile.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from typing import Any, ClassVar
 import numpy as np
 from tqdm import tqdm
 
-from hashedmm import safefile
+from hashedmm import graph, safefile
 from hashedmm.hashing import COLUMN_STEP, MASK32, HashSpec, _integer, derive_seed, fmix32
+from hashedmm.launch import Derived, derived, device
 from hashedmm.matmul import hashed_matmul, hashed_matmul_grad_w, hashed_matmul_grad_x
 
 Array = Any  # a NumPy or a CuPy array
@@ -203,6 +204,7 @@ class HashedLinear(Layer):
         self.weight = Parameter(_initial((spec.n_buckets,), self.d_in, seed, xp), uses=uses)
         self.bias = Parameter(xp.zeros(self.d_out, xp.float32))
         self._x_dn: Array | None = None
+        self._derived: Derived | None = None
 
     def parameters(self) -> dict[str, Parameter]:
         return {"weight": self.weight, "bias": self.bias}
@@ -211,13 +213,26 @@ class HashedLinear(Layer):
         x_dn = array_module(x).ascontiguousarray(x.T)  # copied once for both products that read it, if at all
         self._x_dn = x_dn if train else None
         y = hashed_matmul(self.weight.value, x_dn, self.spec, kernel=self.kernel)
+        self._hold()
         y += self.bias.value[:, None]
         return y.T
 
     def backward(self, gy: Array, *, need_grad_x: bool = True) -> Array | None:
         self.weight.grad = hashed_matmul_grad_w(_kept(self, self._x_dn), gy.T, self.spec)
+        self._hold()
         self.bias.grad = gy.sum(axis=0)
         return hashed_matmul_grad_x(self.weight.value, gy.T, self.spec).T if need_grad_x else None
+
+    def _hold(self) -> None:
+        """Keep what the kernels have derived from the spec for as long as the layer lives."""
+        self._derived = derived(self.spec, device(self.weight.value)) or self._derived
+
+    @property
+    def derived_bytes(self) -> int:
+        """Memory of what CUDA kernels derive from the hash and keep beside the layer: the lists of the sketch schedule,
+        where that is used. 0 before its first use; never saved."""
+        self._hold()
+        return self._derived.nbytes if self._derived else 0
 
 
 class ReLU(Layer):
@@ -478,6 +493,11 @@ class MLP:
         return sum(p.value.nbytes for p in self.parameters().values())
 
     @property
+    def derived_bytes(self) -> int:
+        """Memory of what is derived from the hashes and kept beside the layers, see `HashedLinear`; never saved."""
+        return sum(linear.derived_bytes for linear in self.linears if isinstance(linear, HashedLinear))
+
+    @property
     def virtual_weights(self) -> int:
         """Entries of the weight matrices that the network acts with, stored or not; biases are not counted."""
         return sum(linear.d_in * linear.d_out for linear in self.linears)
@@ -631,11 +651,10 @@ class Optimizer:
         for name, p in parameters.items():
             if p.grad is None:
                 raise RuntimeError(f"parameter {name} has no gradient; call backward() before step()")
-            for slot in self.slots:
-                self._prepare(f"{slot}/{name}", p.value)
+        all_buffers = self.buffers(parameters)
         self.steps += 1
-        for name, p in parameters.items():
-            buffers = [self._buffers[f"{slot}/{name}"].reshape(-1) for slot in self.slots]
+        for number, p in enumerate(parameters.values()):
+            buffers = [of_slot[number].reshape(-1) for of_slot in all_buffers]
             value, grad = p.value.reshape(-1), p.grad.reshape(-1)  # type: ignore[union-attr]
             piece = min(value.size, self.PIECE) if array_module(value) is np else value.size
             scratch = self._scratch_for(value, piece)
@@ -647,6 +666,17 @@ class Optimizer:
     def _update(self, value: Array, grad: Array, *args: Any) -> None:
         """One step of one piece. The arguments: value, grad, the buffers of ``slots``, scratch, uses, lr_factor."""
         raise NotImplementedError
+
+    def rates(self, step: int, lr_factor: float = 1.0) -> tuple[float, ...]:
+        """The numbers in a step's formula that depend on which step it is alone: 1, 2, ..."""
+        raise NotImplementedError
+
+    def buffers(self, parameters: Mapping[str, Parameter]) -> list[list[Array]]:
+        """The buffers of each slot, in the parameters' order; zeros where there were none."""
+        for name, p in parameters.items():
+            for slot in self.slots:
+                self._prepare(f"{slot}/{name}", p.value)
+        return [[self._buffers[f"{slot}/{name}"] for name in parameters] for slot in self.slots]
 
     def _prepare(self, key: str, value: Array) -> None:
         buffer = self._buffers.get(key)
@@ -723,13 +753,22 @@ class SGD(Optimizer):
     def settings(self) -> dict[str, Any]:
         return {"name": "SGD", "lr": self.lr, "momentum": self.momentum, "scale_by_uses": self.scale_by_uses}
 
+    def rates(self, step: int, lr_factor: float = 1.0) -> tuple[float, ...]:
+        """The learning rate."""
+        return (self.lr * lr_factor,)
+
+    def gradient_factor(self, uses: float) -> float:
+        """What the gradient of a parameter is multiplied by."""
+        return 1.0 / uses if self.scale_by_uses else 1.0
+
     def _update(self, value: Array, grad: Array, *args: Any) -> None:
         v, scratch, uses, lr_factor = args
         xp = array_module(value)
+        (rate,) = self.rates(self.steps, lr_factor)
         v *= self.momentum
-        xp.multiply(grad, 1.0 / uses if self.scale_by_uses else 1.0, out=scratch)
+        xp.multiply(grad, self.gradient_factor(uses), out=scratch)
         v += scratch
-        xp.multiply(v, self.lr * lr_factor, out=scratch)
+        xp.multiply(v, rate, out=scratch)
         value -= scratch
 
 
@@ -764,11 +803,17 @@ class Adam(Optimizer):
     def settings(self) -> dict[str, Any]:
         return {"name": "Adam", "lr": self.lr, "betas": list(self.betas), "eps": self.eps}
 
+    def rates(self, step: int, lr_factor: float = 1.0) -> tuple[float, ...]:
+        """eps and the learning rate, both with the corrections for means that have begun at 0."""
+        b1, b2 = self.betas
+        root = math.sqrt(1 - b2**step)
+        return self.eps * root, self.lr * lr_factor * root / (1 - b1**step)
+
     def _update(self, value: Array, grad: Array, *args: Any) -> None:
         m, v, scratch, _, lr_factor = args
         xp = array_module(value)
         b1, b2 = self.betas
-        root = math.sqrt(1 - b2**self.steps)
+        eps, rate = self.rates(self.steps, lr_factor)
         xp.subtract(grad, m, out=scratch)
         scratch *= 1 - b1
         m += scratch  # m = b1 m + (1 - b1) grad
@@ -777,9 +822,9 @@ class Adam(Optimizer):
         scratch *= 1 - b2
         v += scratch  # v = b2 v + (1 - b2) grad^2
         xp.sqrt(v, out=scratch)
-        scratch += self.eps * root  # root and 1 - b1^steps correct the means for having begun at 0
+        scratch += eps
         xp.divide(m, scratch, out=scratch)
-        scratch *= self.lr * lr_factor * root / (1 - b1**self.steps)
+        scratch *= rate
         value -= scratch
 
 
@@ -857,8 +902,12 @@ def train(
     """Train a classifier with softmax cross-entropy; the model is changed in place.
 
     One seed, one result: two runs on one machine, with as many threads, give the same bits, and so does a run that was
-    interrupted at any step and resumed. Ctrl-C ends the current step, writes the state if ``save_state`` is given, and
-    returns; a second Ctrl-C raises KeyboardInterrupt at once.
+    interrupted at any step and resumed. (On a GPU only if the gradients' kernels add in a fixed order, see
+    `hashed_matmul_grad_w`.) Ctrl-C ends the current step, writes the state if ``save_state`` is given, and returns; a
+    second Ctrl-C raises KeyboardInterrupt at once.
+
+    On a GPU the steps of a network of hashed layers, with SGD or Adam, are captured as a CUDA graph (hashedmm.graph):
+    the host waits for the GPU after an epoch and not before. Ctrl-C then ends the steps that have been launched.
 
     Parameters
     ----------
@@ -939,46 +988,43 @@ def train(
         run.load(resume)
     history, steps, xp = run.history, run.steps, model.xp
 
+    started = time.perf_counter() - history.total_seconds
     x, y = xp.asarray(arrays["x_train"]), xp.asarray(arrays["y_train"])
     split = np.random.default_rng([seed, SPLIT]).permutation(n_all) if validation else np.arange(n_all)
     used, held_out = np.sort(split[validation:]), xp.asarray(np.sort(split[:validation]))
     x_validation, y_validation = x[held_out], y[held_out]
     x_test, y_test = (xp.asarray(arrays[k]) if evaluate else None for k in ("x_test", "y_test"))
-    parameters = model.parameters()
     losses, wrong = xp.zeros(steps), xp.zeros(steps, xp.int64)  # of this epoch's batches; they stay on the device
+    stepper: _Eager | _Captured = (_Captured if _can_capture(model, optimizer) else _Eager)(
+        model, optimizer, x, y, n, batch, losses, wrong, lambda step: DECAYS[decay](step / (epochs * steps))
+    )
 
     def over() -> bool:
         best = history.best_epoch
         return run.epoch == epochs or (patience is not None and best is not None and run.epoch - best >= patience)
 
     stop = False
-    started = time.perf_counter() - history.total_seconds
     with (
         _Interrupt() as interrupt,
         tqdm(total=epochs, initial=run.epoch, disable=not progress, unit="epoch") as bar,
         np.errstate(over="ignore", invalid="ignore"),  # the loss is checked instead, with a better message
     ):
         while not over() and not stop:
-            order = xp.asarray(used[np.random.default_rng([seed, SHUFFLE, run.epoch]).permutation(n)])
+            order = used[np.random.default_rng([seed, SHUFFLE, run.epoch]).permutation(n)]
             losses[: run.step], wrong[: run.step] = xp.asarray(run.losses), xp.asarray(run.wrong)
             epoch_started = time.perf_counter() - run.epoch_seconds
-            for i in range(run.step, steps):
-                step = run.epoch * steps + i  # of the whole run
-                chosen = order[i * batch : (i + 1) * batch]
-                labels = y[chosen]
-                logits = model.forward(x[chosen], train=True, step=step)
-                losses[i], grad = _softmax_cross_entropy(logits, labels)
-                wrong[i] = (logits.argmax(axis=1) != labels).sum()
-                model.backward(grad)
-                optimizer.step(parameters, DECAYS[decay](step / (epochs * steps)))
+            stepper.begin(order, run.epoch * steps, run.step)
+            i = run.step
+            while i < steps and not stop:
+                i += stepper.run(i)
                 stop = interrupt.requested
-                if stop or (i + 1) % CHECK_EVERY == 0 or i + 1 == steps:
-                    _check_losses(losses[: i + 1], run.epoch + 1)
-                if stop:
-                    break
-            seconds = time.perf_counter() - epoch_started  # looking at the losses has waited for the GPU
-            if i + 1 < steps:
-                run.pause(i + 1, losses, wrong, seconds)
+                if stop or i % stepper.check_every == 0 or i == steps:
+                    _check_losses(losses[:i], run.epoch + 1)  # waits for a GPU
+            seconds = time.perf_counter() - epoch_started
+            stepper.end(i - run.step)
+            stop = interrupt.requested
+            if i < steps:
+                run.pause(i, losses, wrong, seconds)
             else:
                 counts = np.full(steps, batch)
                 counts[-1] = n - (steps - 1) * batch
@@ -1000,6 +1046,99 @@ def train(
         if restore_best:
             model.load_state(run.best)
     return history
+
+
+class _Eager:
+    """Training steps, one operation after the other, on any device."""
+
+    check_every = CHECK_EVERY  # steps between looks at the loss: a GPU has to wait for each look
+
+    def __init__(
+        self, model: MLP, optimizer: Optimizer, x: Array, y: Array, n: int, batch: int, losses: Array, wrong: Array,
+        lr_factor: Callable[[int], float],
+    ) -> None:  # fmt: skip
+        self.model, self.optimizer, self.lr_factor = model, optimizer, lr_factor
+        self.x, self.y, self.n, self.batch, self.losses, self.wrong = x, y, n, batch, losses, wrong
+        self.parameters = model.parameters()
+
+    def begin(self, order: np.ndarray, before: int, step: int) -> None:
+        """Begin an epoch that sees the samples in this order, or go on with it at ``step``; ``before`` steps of the run
+        are over when an epoch begins."""
+        self.order, self.before = self.model.xp.asarray(order), before
+
+    def run(self, i: int) -> int:
+        """Do step ``i`` of the epoch, or some from there on; returns how many."""
+        step = self.before + i  # of the whole run
+        chosen = self.order[i * self.batch : (i + 1) * self.batch]
+        labels = self.y[chosen]
+        logits = self.model.forward(self.x[chosen], train=True, step=step)
+        self.losses[i], grad = _softmax_cross_entropy(logits, labels)
+        self.wrong[i] = (logits.argmax(axis=1) != labels).sum()
+        self.model.backward(grad)
+        self.optimizer.step(self.parameters, self.lr_factor(step))
+        return 1
+
+    def end(self, done: int) -> None:
+        """The epoch is over, or interrupted, after ``done`` steps since `begin`: model and optimiser are up to date."""
+
+
+class _Captured(_Eager):
+    """The same steps by `hashedmm.graph`: launches that a GPU repeats by itself, for what `_can_capture` says."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        model, optimizer = self.model, self.optimizer
+        layers = []
+        for linear, dropout in _hashed_layers(model) or ():
+            drawn = (dropout.seed, dropout._threshold) if dropout else (0, 0)
+            layers.append(graph.HashedLayer(linear.spec, linear.weight.value, linear.bias.value, linear.kernel, drawn))
+        if isinstance(optimizer, SGD):
+            factors = tuple(optimizer.gradient_factor(p.uses) for p in self.parameters.values())
+            update = graph.Update("step_sgd", (optimizer.momentum,), factors)
+        elif isinstance(optimizer, Adam):
+            update = graph.Update("step_adam", tuple(1 - beta for beta in optimizer.betas))
+        else:
+            raise TypeError(f"optimizer must be SGD or Adam to be captured, got {type(optimizer).__name__}")
+        self.steps = graph.Steps(
+            layers, update, optimizer.buffers(self.parameters), self.x, self.y, self.n, self.batch, self.losses,
+            self.wrong,
+        )  # fmt: skip
+        self.check_every = self.steps.steps
+
+    def begin(self, order: np.ndarray, before: int, step: int) -> None:
+        rates = np.zeros((self.steps.steps, len(self.optimizer.rates(1))))
+        for i in range(step, len(rates)):
+            rates[i] = self.optimizer.rates(self.optimizer.steps + 1 + i - step, self.lr_factor(before + i))
+        self.steps.load()
+        self.steps.begin(order, rates, step=step, before=before)
+
+    def run(self, i: int) -> int:
+        return self.steps.run(i)
+
+    def end(self, done: int) -> None:
+        self.steps.store()
+        self.optimizer.steps += done
+
+
+def _hashed_layers(model: MLP) -> list[tuple[HashedLinear, Dropout | None]] | None:
+    """Each hashed layer with the dropout that follows it; None if the model is anything but hashed layers with ReLU and
+    perhaps dropout between them."""
+    found: list[tuple[HashedLinear, Dropout | None]] = []
+    kinds = [type(layer) for layer in model.layers]
+    i = 0
+    while i < len(kinds):
+        last, dropped = i == len(kinds) - 1, kinds[i + 1 : i + 3] == [ReLU, Dropout]
+        if kinds[i] is not HashedLinear or not (last or kinds[i + 1] is ReLU):
+            return None
+        found.append((model.layers[i], model.layers[i + 2] if dropped else None))  # type: ignore[arg-type]
+        i += 1 if last else 3 if dropped else 2
+    return found if found and kinds[-1] is HashedLinear else None
+
+
+def _can_capture(model: MLP, optimizer: Optimizer) -> bool:
+    """Whether a step can be made of this package's kernels alone: on a GPU, where dense layers need cuBLAS, which CuPy
+    refuses inside a capture."""
+    return model.xp is not np and type(optimizer) in (SGD, Adam) and _hashed_layers(model) is not None
 
 
 class _Run:

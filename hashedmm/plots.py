@@ -12,7 +12,7 @@ import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -20,6 +20,7 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
 # The palette of Okabe and Ito (2008): told apart with any colour vision.
@@ -65,10 +66,10 @@ def subplots(rows: int = 1, cols: int = 1, *, size: tuple[float, float] = (7.0, 
     return figure, figure.subplots(rows, cols, **kwargs)
 
 
-def png(figure: Figure) -> bytes:
-    """The figure as a PNG image at one and a half times the screen's density."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=1.5 * figure.dpi, pil_kwargs={"optimize": True})
+def png(figure: Figure, texts: Mapping[str, str] | None = None) -> bytes:
+    """The figure as a PNG image at one and a half times the screen's density; ``texts`` are kept inside the file."""
+    buffer, density = io.BytesIO(), 1.5 * figure.dpi
+    figure.savefig(buffer, format="png", dpi=density, pil_kwargs={"optimize": True}, metadata=dict(texts or {}))
     return buffer.getvalue()
 
 
@@ -165,13 +166,34 @@ def source_text(function: Any, *, docstring: bool = False) -> str:
     return "\n".join(["```python", f"# {function.__module__.replace('.', '/')}.py", *kept, "```"])
 
 
-def kernel_source(name: str) -> None:
-    """Show a file of ``hashedmm/kernels`` in a notebook: a kernel by its name ("naive") or a header ("hash.cuh")."""
+def kernel_source(name: str, first: str | None = None, last: str | None = None) -> None:
+    """Show a file of ``hashedmm/kernels`` in a notebook: a kernel by its name ("naive") or a header ("hash.cuh").
+
+    With ``first`` and ``last`` only an excerpt: from the one line that contains ``first`` to the next that contains
+    ``last``.
+    """
     from IPython.display import Markdown, display
 
+    display(Markdown(kernel_text(name, first, last)))
+
+
+def kernel_text(name: str, first: str | None = None, last: str | None = None) -> str:
+    """What `kernel_source` shows, as Markdown. ValueError if the lines are not there."""
     file = name if "." in name else f"{name}.cu"
     text = (resources.files("hashedmm") / "kernels" / file).read_text(encoding="utf-8")
-    display(Markdown(f"```cuda\n// hashedmm/kernels/{file}\n{text}```"))
+    if first is None and last is None:
+        return f"```cuda\n// hashedmm/kernels/{file}\n{text}```"
+    lines = text.splitlines()
+    begins = [i for i, line in enumerate(lines) if first is None or first in line]
+    if first is not None and len(begins) != 1:
+        raise ValueError(f"first must be in exactly one line of {file}, got {first!r}, which is in {len(begins)}")
+    begin = begins[0]
+    end = next((i for i in range(begin, len(lines)) if last is not None and last in lines[i]), None)
+    if last is not None and end is None:
+        raise ValueError(f"last must be in a line of {file} from line {begin + 1} on, got {last!r}")
+    shown = textwrap.dedent("\n".join(lines[begin : None if end is None else end + 1]))
+    where = f"lines {begin + 1} to {len(lines) if end is None else end + 1}"
+    return f"```cuda\n// hashedmm/kernels/{file}, {where}\n{shown}\n```"
 
 
 def error_against_storage(rows: Sequence[Mapping[str, Any]], title: str = "Test error against storage") -> Figure:
@@ -221,6 +243,47 @@ def error_against_storage(rows: Sequence[Mapping[str, Any]], title: str = "Test 
     return figure
 
 
+def error_against_sums(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
+    """The test error of networks of strips against the sums that each strip sees, one line a height.
+
+    Parameters
+    ----------
+    rows : height, sums (of all panels, T for a single one), test_error_mean, test_error_std or None. Rows without a
+        height, None, are drawn as a band: elementwise hashing, which knows no strips.
+    title : of the figure
+    """
+    figure, ax = subplots(size=(8.0, 4.2))
+    strips = [row for row in rows if row["height"] is not None]
+    heights = sorted({row["height"] for row in strips})
+    sums = sorted({row["sums"] for row in strips})
+    errors = [row["test_error_mean"] for row in rows]
+    ax.set_xscale("log")
+    ax.set_xlim(sums[0] / 1.5, sums[-1] * 2.2)
+    ax.set_ylim(min(errors) - 0.25, max(errors) + 0.25)
+    looks = [(SKY, "s"), (BLUE, "D"), (GREEN, "P"), (ORANGE, "<"), (PURPLE, "v"), (BLACK, "o")]
+    labels: list[tuple[float, float, str, str, bool]] = []
+    for height, (color, marker) in zip(heights, looks, strict=False):
+        mine = sorted((row for row in strips if row["height"] == height), key=lambda row: row["sums"])
+        x, y = [row["sums"] for row in mine], [row["test_error_mean"] for row in mine]
+        spread = [row["test_error_std"] or 0.0 for row in mine]
+        ax.errorbar(x, y, spread, color=color, marker=marker, markersize=7, markeredgecolor="white", capsize=3)
+        labels.append((x[-1], y[-1], f"{height} high", color, False))
+    for row in rows:
+        if row["height"] is None:
+            mean, half = row["test_error_mean"], row["test_error_std"] or 0.0
+            ax.axhspan(mean - half, mean + half, color=VERMILION, alpha=0.2, linewidth=0)
+            ax.axhline(mean, color=VERMILION, linewidth=1.2, linestyle=(0, (4, 2)))
+            labels.append((sums[-1], mean, "elementwise", VERMILION, False))
+    _write_apart(ax, labels)
+    ax.set_xticks(sums, [str(n) for n in sums], fontsize=8)
+    ax.minorticks_off()
+    ax.set(xlabel="sums of its inputs that a strip sees (log scale)", ylabel="test error, %")
+    ax.set_title(title)
+    ax.grid(axis="y", color="#dddddd", linewidth=0.6)
+    ax.set_axisbelow(True)
+    return figure
+
+
 def _write_apart(ax: Axes, labels: Sequence[tuple[float, float, str, str, bool]], gap: float = 13.0) -> None:
     """Write labels (x, y, text, colour, whether left of the point) beside their points, pushed apart up and down where
     they would cover each other: at least ``gap`` typographer's points between two on one side of about the same x. The
@@ -255,6 +318,307 @@ def _write_apart(ax: Axes, labels: Sequence[tuple[float, float, str, str, bool]]
 
 def _middle(values: Sequence[float]) -> float:
     return sum(values) / len(values)
+
+
+# One colour a structure of gpu_layer, and one marker a kernel.
+LAYERS: dict[str, tuple[str, str]] = {
+    "strips": (BLUE, "strips"),
+    "strips-128": (SKY, "strips, 128 high"),
+    "strips-16": (GREEN, "strips, 16 high"),
+    "panels": (PURPLE, "panels"),
+    "elementwise": (VERMILION, "elementwise"),
+}
+KERNEL_MARKERS = {"sketch": "D", "tensor": "s", "strip": "^", "panel": "v", "panel_few": "<", "shared": "o"}
+
+
+def layer_speed(
+    rows: Sequence[Mapping[str, Any]], title: str = "How fast a hashed layer is, the dense one being 1", *,
+    size: str | None = None, dtype: str = "float16",
+) -> Figure:  # fmt: skip
+    """Speed of y = W x relative to the fastest dense product against the number of columns, a line a structure and
+    kernel, a panel a compression. Of the kernels of a structure those are drawn that are its fastest somewhere.
+
+    Parameters
+    ----------
+    rows : of the record gpu_layer (`hashedmm.bench.layer_row`)
+    title : of the figure
+    size : of W, as "8192x8192"; default: the size of most rows
+    dtype : of the rows that are drawn
+    """
+    matmul = [r for r in rows if r["operation"] == "matmul" and r["dtype"] == dtype and r["kernel"] != "auto"]
+    sizes = [r["size"] for r in matmul]
+    size = size or max(sizes, key=sizes.count)
+    drawn = [r for r in matmul if r["size"] == size]
+    compressions = sorted({r["compression"] for r in drawn})
+    figure, axes = subplots(len(compressions), 1, size=(8.8, 4.2 * len(compressions)), sharex=True, squeeze=False)
+    columns = sorted({r["shape"][2] for r in drawn})
+    room = max(columns[-1] / columns[0], 10.0) ** 0.6  # for names on both sides
+    speeds = [s for c in compressions for _, _, _, line in _speed_lines(drawn, c, dtype) for s in line.values()]
+    low, high = min(*speeds, 1.0) / 1.3, max(*speeds, 1.0) * 1.3
+    for ax, compression in zip(axes[:, 0], compressions, strict=True):
+        ax.set(xscale="log", yscale="log", xlim=(columns[0] / room, columns[-1] * room), ylim=(low, high))
+        ax.axhline(1.0, color=BLACK, linewidth=1.2, linestyle=(0, (4, 2)))
+        labels = [(columns[-1], 1.0, f"dense, cuBLAS {dtype}", BLACK, False)]
+        for name, color, marker, line in _speed_lines(drawn, compression, dtype):
+            ax.plot(list(line), list(line.values()), color=color, marker=marker, markersize=6, markeredgecolor="white")
+            last = max(line)
+            at = last if last == columns[-1] else min(line)
+            labels.append((at, line[at], name, color, at != last))
+        _write_apart(ax, labels)
+        ax.set_title(f"1/{round(1 / compression)} of the weights stored")
+        ax.set_xticks(columns, [str(n) for n in columns], fontsize=8)
+        ticks = [t for t in (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8, 16, 32) if low <= t <= high]
+        ax.set_yticks(ticks, [f"{t:g}" if t >= 1 else f"1/{round(1 / t)}" for t in ticks])
+        ax.minorticks_off()
+        ax.set_ylabel("times as fast as dense (log scale)")
+        ax.grid(axis="y", color="#dddddd", linewidth=0.6)
+        ax.set_axisbelow(True)
+    axes[-1, 0].set_xlabel("n, columns of x (log scale)")
+    figure.suptitle(f"{title}: W {size.replace('x', ' x ')}, {dtype}", x=0.01, ha="left", weight="bold")
+    return figure
+
+
+def _speed_lines(
+    rows: Sequence[Mapping[str, Any]], compression: float, dtype: str
+) -> list[tuple[str, str, str, dict[int, float]]]:
+    """(name, colour, marker, {n: speed}) of every line of `layer_speed`."""
+    mine = [r for r in rows if r["compression"] == compression]
+    lines = []
+    for layer, (color, label) in LAYERS.items():
+        ms: dict[int, dict[str, Mapping[str, Any]]] = {}
+        for r in mine:
+            if r["layer"] == layer:
+                ms.setdefault(r["shape"][2], {})[r["kernel"]] = r
+        best = {min(found, key=lambda kernel: found[kernel]["ms"]) for found in ms.values()}
+        for kernel in sorted(best):
+            line = {
+                n: found[kernel]["baselines"][f"cublas_{dtype}"] / found[kernel]["ms"]
+                for n, found in sorted(ms.items())
+                if kernel in found
+            }
+            lines.append((f"{label}: {kernel}", color, KERNEL_MARKERS.get(kernel, "P"), line))
+    both = {
+        r["shape"][2]: r["baselines"][f"cublas_{dtype}"] / r["baselines"]["materialise_cublas"]
+        for r in sorted(mine, key=lambda r: r["shape"][2])
+        if r["layer"] == "strips"
+    }
+    return [*lines, *([("materialise, then cuBLAS", GREY, "X", both)] if both else [])]
+
+
+# The ways from buckets to y = W x: one colour and one marker a way.
+WAYS: dict[str, tuple[str, str, str]] = {
+    "materialise": (ORANGE, "X", "materialise, then cuBLAS"),
+    "direct": (BLUE, "^", "direct: hash and multiply"),
+    "sketch": (GREEN, "D", "sketch: sum first"),
+}
+
+
+def ways(rows: Sequence[Mapping[str, Any]], layer: str, uses: int = 1) -> dict[tuple[Any, ...], dict[str, float]]:
+    """Milliseconds a product by each way: {(size, dtype, compression, n): {"dense": ms, "materialise": ms, ...}}.
+
+    "dense" is cuBLAS on a matrix that is stored; "materialise" makes W once for ``uses`` products, the first of which
+    is timed together with it; "direct" is the fastest kernel that hashes while it multiplies; "sketch" is there if the
+    layer has one. All compute in the row's dtype: of float32, TF32 does not count. A row of the kernel "auto" counts
+    where no other row of its way was timed.
+
+    Parameters
+    ----------
+    rows : of the record gpu_layer (`hashedmm.bench.layer_row`)
+    layer : its name in that record
+    uses : of one materialised W
+    """
+    if uses < 1:
+        raise ValueError(f"uses must be at least 1, got {uses}")
+    found: dict[tuple[Any, ...], dict[str, float]] = {}
+    mine = [row for row in rows if row["operation"] == "matmul" and row["layer"] == layer]
+    for row in sorted(mine, key=lambda r: r["kernel"] == "auto"):
+        dense, both = row["baselines"][f"cublas_{row['dtype']}"], row["baselines"]["materialise_cublas"]
+        case = (row["size"], row["dtype"], row["compression"], row["shape"][2])
+        ms = found.setdefault(case, {"dense": dense, "materialise": (both + (uses - 1) * dense) / uses})
+        way = "sketch" if row.get("chosen", row["kernel"]) == "sketch" else "direct"
+        if row["kernel"] != "auto" or way not in ms:
+            ms[way] = min(row["ms"], ms.get(way, row["ms"]))
+    return found
+
+
+def ways_map(
+    rows: Sequence[Mapping[str, Any]], layer: str = "strips", *, uses: Sequence[int] = (1, 10, 1000),
+    dtype: str | None = None, title: str | None = None,
+) -> Figure:  # fmt: skip
+    """Which way to y = W x is the fastest: a panel a number of uses of one materialised W, a cell a case.
+
+    A cell's colour and marker are those of the fastest way of the hashed layer (``WAYS``); its number says how many
+    times as fast as cuBLAS on the stored dense matrix it is. Pale cells: the dense matrix is faster. A point: not
+    measured.
+
+    Parameters
+    ----------
+    rows, layer : as in `ways`
+    uses : products that one materialised W is used for
+    dtype : of the rows that are drawn; default: all
+    title : of the figure
+    """
+    found = {u: {c: ms for c, ms in ways(rows, layer, u).items() if dtype in (None, c[1])} for u in uses}
+    cases = list(found[uses[0]]) if uses else []
+    if not cases:
+        raise ValueError(f"no rows of layer {layer!r}{f' and {dtype}' if dtype else ''} to draw")
+    columns = sorted({c[3] for c in cases})
+    lines = sorted({c[:3] for c in cases}, key=lambda line: (-int(line[0].split("x")[0]), line[1], -line[2]))
+    height = 0.44 * len(lines) + 1.5
+    figure, axes = subplots(1, len(uses), size=(9.6, height), squeeze=False, sharey=True)
+    for ax, u in zip(axes[0], uses, strict=True):
+        for y, line in enumerate(lines):
+            for x, n in enumerate(columns):
+                ms = found[u].get((*line, n))
+                if ms is None:
+                    ax.plot(x, y, ".", color="#bbbbbb", markersize=3)
+                    continue
+                way = min((w for w in WAYS if w in ms), key=ms.__getitem__)
+                color, marker, _ = WAYS[way]
+                speed = ms["dense"] / ms[way]
+                strong, weight, ink = (0.5, "bold", BLACK) if speed >= 1 else (0.14, "normal", GREY)
+                ax.fill_between([x - 0.47, x + 0.47], y - 0.45, y + 0.45, color=color, alpha=strong, linewidth=0)
+                ax.plot(x, y - 0.2, marker, color=color, markersize=5.5, markeredgecolor="white", markeredgewidth=0.6)
+                ax.text(x, y + 0.22, _times(speed), ha="center", va="center", fontsize=8, weight=weight, color=ink)
+        ax.set(xlim=(-0.55, len(columns) - 0.45), ylim=(len(lines) - 0.45, -0.55), xlabel="n, columns of x")
+        ax.set_xticks(range(len(columns)), [str(n) for n in columns], fontsize=8)
+        ax.set_title(f"W used {'once' if u == 1 else f'{u:,} times'}")
+        ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
+    texts = [f"{s.replace('x', ' x ')}, {d}, 1/{round(1 / c)}" for s, d, c in lines]
+    axes[0, 0].set_yticks(range(len(lines)), texts, fontsize=8)
+    handles = [
+        Line2D([], [], color=color, marker=marker, linestyle="none", markersize=7, label=label)
+        for color, marker, label in WAYS.values()
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9)
+    figure.suptitle(
+        title or f"The fastest way, and how many times as fast as dense cuBLAS: {LAYERS.get(layer, ('', layer))[1]}",
+        x=0.01, ha="left", weight="bold",
+    )  # fmt: skip
+    return figure
+
+
+def _times(ratio: float) -> str:
+    """Two digits: 0.087, 0.87, 8.7, 87."""
+    return f"{ratio:.2g}" if ratio < 0.995 else f"{ratio:.1f}" if ratio < 9.95 else f"{ratio:.0f}"
+
+
+# The rungs of the kernel ladder, in order: one colour and one marker a kernel.
+RUNGS: dict[str, tuple[str, str]] = {
+    "naive": (VERMILION, "o"),
+    "coalesced": (VERMILION, "^"),
+    "shared": (ORANGE, "o"),
+    "register_tile": (ORANGE, "P"),
+    "panel": (PURPLE, "v"),
+    "panel_few": (PURPLE, "<"),
+    "strip": (BLUE, "^"),
+    "tensor": (SKY, "s"),
+    "sketch": (GREEN, "D"),
+}
+
+
+def ladder_bars(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[int] | None = None, title: str = "The kernel ladder"
+) -> Figure:
+    """Milliseconds of every rung as bars on a log scale, a panel a number of columns, a dashed line for cuBLAS on the
+    dense matrix. Bars are blue where a kernel is faster than that, grey where not; the text says how many times.
+
+    Parameters
+    ----------
+    rows : products of one matrix (shape, spec, dtype) from gpu_ladder or gpu_layer
+    columns : n; default: all
+    title : of the figure
+    """
+    rows = [r for r in rows if r["operation"] == "matmul" and r["kernel"] in RUNGS]
+    if len({(str(r["spec"]), r["dtype"]) for r in rows}) != 1:
+        raise ValueError("rows must be products of one matrix: one spec and one dtype; select them first")
+    columns = columns or sorted({r["shape"][2] for r in rows})
+    found = {n: {r["kernel"]: r for r in rows if r["shape"][2] == n} for n in columns}
+    kernels = [k for k in RUNGS if any(k in by for by in found.values())]
+    figure, axes = subplots(1, len(found), size=(9.6, 0.36 * len(kernels) + 1.5), squeeze=False, sharey=True)
+    dtype = rows[0]["dtype"]
+    for ax, (n, by) in zip(axes[0], found.items(), strict=True):
+        dense = next(iter(by.values()))["baselines"][f"cublas_{dtype}"]
+        low = min(dense, *(r["ms"] for r in by.values())) / 3
+        high = max(dense, *(r["ms"] for r in by.values()))
+        for y, kernel in enumerate(kernels):
+            if kernel not in by:
+                ax.text(low * 1.1, y, "not timed here", va="center", fontsize=8, color=GREY)
+                continue
+            ms = by[kernel]["ms"]
+            ax.barh(y, ms - low, left=low, height=0.7, color=BLUE if ms < dense else "#bbbbbb")
+            times = f"{_times(dense / ms)} x as fast" if ms < dense else f"{_times(ms / dense)} x as long"
+            ax.annotate(
+                f"{ms:.3g} ms: {times}", (ms, y), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8,
+                path_effects=[withStroke(linewidth=3, foreground="white")], zorder=4,
+            )  # fmt: skip
+        ax.axvline(dense, color=BLACK, linewidth=1.2, linestyle=(0, (4, 2)))
+        ax.text(dense, -0.8, f" cuBLAS, dense: {dense:.3g} ms", ha="left", va="bottom", fontsize=8)
+        ax.set(xscale="log", xlim=(low, high * (high / low) ** 0.7), ylim=(len(kernels) - 0.4, -1.3))
+        ax.set(xlabel="ms (log scale)")
+        ax.set_title(f"n = {n}")
+        ax.tick_params(axis="y", length=0)
+    axes[0, 0].set_yticks(range(len(kernels)), kernels)
+    figure.suptitle(title, x=0.01, ha="left", weight="bold")
+    return figure
+
+
+class Point(NamedTuple):
+    """A kernel under a roofline: operations a byte, operations a second, and how it is drawn."""
+
+    label: str
+    intensity: float
+    per_second: float
+    color: str
+    marker: str
+    filled: bool = True
+
+
+def roofline(
+    roofs: Sequence[Mapping[str, Any]], points: Sequence[Point], title: str = "The roofline", *,
+    size: tuple[float, float] = (9.6, 6.0),
+) -> Figure:  # fmt: skip
+    """Points under the roofs of a machine: bytes a second of a copy (slanted), operations a second (flat).
+
+    Parameters
+    ----------
+    roofs : rows of the record gpu_roofs: "roof", "per_second", "unit"
+    points : in operations a byte and a second; their labels stand beside them
+    title : of the figure
+    size : in inches
+    """
+    memory = next(r["per_second"] for r in roofs if r["unit"] == "bytes")
+    flat = {r["roof"]: r["per_second"] for r in roofs if r["unit"] != "bytes"}
+    places = [p.intensity for p in points] + [rate / memory for rate in flat.values()]
+    rates = [p.per_second for p in points]
+    low, high = min(places) / 2, max(places) * 4
+    bottom, top = min([*rates, low * memory]) / 2, max([*rates, *flat.values()]) * 3
+    figure, ax = subplots(size=size)
+    ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(bottom / 1e12, top / 1e12))
+    reach = max(flat.values())
+    ax.plot([low, reach / memory], [low * memory / 1e12, reach / 1e12], color=BLACK, linewidth=1.8)
+    ax.annotate(
+        f"memory, {memory / 1e12:.3g} TB/s", (low * 1.15, low * 1.15 * memory / 1e12), xytext=(0, 10),
+        textcoords="offset points", fontsize=9,
+    )  # fmt: skip
+    for name, rate in flat.items():
+        ax.plot([rate / memory, high], [rate / 1e12] * 2, color=BLACK, linewidth=1.2)
+        ax.annotate(
+            f"{name.replace('_', ' ').replace('cublas', 'cuBLAS')}, {rate / 1e12:.3g} TFLOP/s", (high, rate / 1e12),
+            xytext=(-4, 3), textcoords="offset points", ha="right", fontsize=9,
+        )  # fmt: skip
+    for p in points:
+        face = p.color if p.filled else "white"
+        edge = "white" if p.filled else p.color
+        ax.plot(
+            p.intensity, p.per_second / 1e12, p.marker, color=face, markersize=8, markeredgecolor=edge,
+            markeredgewidth=0.8 if p.filled else 1.6,
+        )  # fmt: skip
+    _write_apart(ax, [(p.intensity, p.per_second / 1e12, p.label, p.color, False) for p in points])
+    ax.set(xlabel="operations a byte that must move at least (log scale)", ylabel="TFLOP/s (log scale)")
+    ax.set_title(title)
+    return figure
 
 
 def access_map(

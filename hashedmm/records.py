@@ -57,6 +57,22 @@ def device_info() -> dict[str, Any]:
     return info
 
 
+def gpu_info() -> dict[str, Any]:
+    """The current GPU: name, multiprocessors, memory, L2 cache and driver."""
+    import cupy
+
+    properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.runtime.getDevice())
+    return {
+        "kind": "gpu",
+        "name": properties["name"].decode(),
+        "compute_capability": f"{properties['major']}.{properties['minor']}",
+        "multiprocessors": properties["multiProcessorCount"],
+        "memory_bytes": properties["totalGlobalMem"],
+        "l2_bytes": properties["l2CacheSize"],
+        "cuda_driver": cupy.cuda.runtime.driverGetVersion(),
+    }
+
+
 def _processor_name() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():

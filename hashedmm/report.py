@@ -3,14 +3,20 @@
     <!-- table: NAME KEY=VALUE ... -->    the rows of data/results/NAME.json that have these values,
     <!-- end -->                           written here and never by hand
 
-Imports records and experiments.
+NAME/VIEW shows some rows of a long record, in columns of their own (``VIEWS``). A figure of ``FIGURES`` that a document
+shows holds the digest of the record that it was drawn from, so that an old one is noticed. Imports experiments.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import statistics
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from hashedmm.experiments import compression_text
 
@@ -109,14 +115,112 @@ _COLUMNS: dict[str, Callable[[Sequence[Row]], list[Column]]] = {
     "timing": _timing_columns,
     "memory": _memory_columns,
 }
-_LEFT = {
-    "method",
-    "network",
-    "operation",
-    "structure",
-    "outputs x inputs",
-    "kernel",
-}  # text; the other columns are numbers
+# Headings of text; the other columns are numbers.
+_LEFT = {"method", "network", "operation", "structure", "outputs x inputs", "kernel", "against"}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Views: some rows of a record, in columns of their own
+
+# What the summary of gpu_layer shows of every size and compression: operation, layer, kernel, dtype, columns.
+SUMMARY: tuple[tuple[str, str, str, str, tuple[int, ...]], ...] = (
+    ("matmul", "strips", "auto", "float32", (1,)),
+    ("matmul", "strips", "auto", "float16", (1, 8, 32, 128, 1024, 4096)),
+    ("grad_x", "strips", "auto", "float16", (1024,)),
+    ("grad_w", "strips", "auto", "float16", (1024,)),
+    ("grad_w", "strips", "fixed order", "float16", (1024,)),
+    ("step", "strips", "auto", "float16", (1024,)),
+    ("matmul", "strips-16", "tensor", "float16", (1024,)),
+    ("matmul", "panels", "auto", "float32", (1,)),
+    ("materialise", "strips", "materialise", "float16", (1,)),
+)
+AGAINST = {"fill": "a fill of as many bytes"}
+
+
+def summary(rows: Sequence[Row]) -> list[Row]:
+    """The rows of ``SUMMARY``, size by size and compression by compression. "fixed order" is the fastest kernel whose
+    gradient has the same bits each time; it has no row of its own where "auto" is that kernel already."""
+    groups = list(dict.fromkeys((row["size"], row["compression"]) for row in rows))
+    out: list[Row] = []
+    for size, compression in sorted(groups, key=lambda g: ([h for h, _ in groups].index(g[0]), g[1])):
+        mine = [row for row in rows if (row["size"], row["compression"]) == (size, compression)]
+        for operation, layer, kernel, dtype, columns in SUMMARY:
+            fits = [r for r in mine if (r["operation"], r["layer"], r["dtype"]) == (operation, layer, dtype)]
+            for n in columns:
+                at = [r for r in fits if r["shape"][2] == n]
+                if kernel == "fixed order":
+                    auto = next((r for r in at if r["kernel"] == "auto"), None)
+                    at = [] if auto and auto["fixed_order"] else [r for r in at if r["fixed_order"]]
+                else:
+                    at = [r for r in at if r["kernel"] == kernel]
+                out += sorted(at, key=lambda r: r["ms"])[:1]
+    return out
+
+
+def _used(row: Row) -> str:
+    """The kernel of a row, or of its three products: "sketch + sketch + sketch" is "sketch"."""
+    names = str(row.get("chosen", row["kernel"])).split(" + ")
+    return " + ".join(dict.fromkeys(names))
+
+
+def _against(row: Row) -> str:
+    name = _baseline(row)[0]
+    return AGAINST.get(name, name.replace("_", " ").replace("cublas", "cuBLAS"))
+
+
+def _operation(row: Row) -> str:
+    return row["operation"] + (", fixed order" if row["operation"] == "grad_w" and row["fixed_order"] else "")
+
+
+def _summary_columns(rows: Sequence[Row]) -> list[Column]:
+    return [
+        ("outputs x inputs", lambda r: f"{r['shape'][0]} x {r['shape'][1]}"),
+        ("operation", _operation),
+        ("n", lambda r: str(r["shape"][2])),
+        ("structure", _structure),
+        ("compression", lambda r: compression_text(r["compression"])),
+        ("kernel", _used),
+        ("ms", lambda r: _milliseconds(r["ms"])),
+        ("against", _against),
+        ("its ms", lambda r: _milliseconds(_baseline(r)[1])),
+        ("times as fast", lambda r: f"{_baseline(r)[1] / r['ms']:.2f}"),
+    ]
+
+
+def _epochs_columns(rows: Sequence[Row]) -> list[Column]:
+    names = list(dict.fromkeys(name for r in rows for name in r["baseline_seconds"]))
+    target = f"{rows[0]['target_accuracy']:g}"
+
+    def seconds(name: str) -> Column:
+        def text(row: Row) -> str:
+            found = row["baseline_seconds"].get(name)
+            return f"{statistics.median(found):.3g}" if found else "-"
+
+        return (f"{name.replace('_', ' ').replace('torch', 'PyTorch').replace('cupy', 'CuPy')}, s", text)
+
+    return [
+        ("structure", _structure),
+        ("compression", lambda r: compression_text(r["compression"])),
+        ("seconds an epoch", lambda r: f"{statistics.median(r['seconds']):.3f}"),
+        *map(seconds, names),
+        ("epochs", lambda r: str(r["epochs"])),
+        ("test accuracy, %", lambda r: f"{r['test_accuracy'][-1]:.2f}"),
+        (f"seconds to {target} %", lambda r: "-" if (s := r["seconds_to_target"]) is None else f"{s:.2f}"),
+    ]
+
+
+class View(NamedTuple):
+    """Which rows of a record are shown, and in which columns."""
+
+    select: Callable[[Sequence[Row]], Sequence[Row]]
+    columns: Callable[[Sequence[Row]], list[Column]]
+
+
+VIEWS: dict[str, View] = {
+    "summary": View(summary, _summary_columns),
+    "epochs": View(lambda rows: rows, _epochs_columns),
+}
+IN_A_TERMINAL = {"gpu_layer": "summary", "gpu_steps": "epochs"}  # what `hashedmm report` shows of a record
 
 
 def has_table(record: Mapping[str, Any]) -> bool:
@@ -124,12 +228,16 @@ def has_table(record: Mapping[str, Any]) -> bool:
     return record["kind"] in _COLUMNS
 
 
-def _cells(record: Mapping[str, Any]) -> list[list[str]]:
+def _cells(record: Mapping[str, Any], view: str | None = None) -> list[list[str]]:
     """Headings, then the rows."""
     kind, rows = record["kind"], record["rows"]
     if not has_table(record):
         raise ValueError(f"there are tables of records of kind {', '.join(_COLUMNS)}, not of {kind!r}")
-    columns = _COLUMNS[kind](rows) if rows else []
+    if view is not None and view not in VIEWS:
+        raise ValueError(f"there is no view {view!r} of a record; there are {', '.join(VIEWS)}")
+    if view is not None:
+        rows = VIEWS[view].select(rows)
+    columns = (VIEWS[view].columns if view is not None else _COLUMNS[kind])(rows) if rows else []
     return [[heading for heading, _ in columns], *([text(row) for _, text in columns] for row in rows)]
 
 
@@ -137,9 +245,9 @@ def _cells(record: Mapping[str, Any]) -> list[list[str]]:
 # Tables
 
 
-def text_table(record: Mapping[str, Any]) -> str:
-    """A record's rows, aligned for a terminal; at most 100 columns wide for trainings."""
-    cells = _cells(record)
+def text_table(record: Mapping[str, Any], view: str | None = None) -> str:
+    """A record's rows, or a view of them, aligned for a terminal; at most 100 columns wide for trainings."""
+    cells = _cells(record, view)
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     left = [heading in _LEFT for heading in cells[0]]
     lines = []
@@ -162,9 +270,9 @@ def origin(record: Mapping[str, Any]) -> str:
     return f"{device['name']}{cores}; {versions}; {record['date']}; `{record['command']}`."
 
 
-def markdown_table(record: Mapping[str, Any]) -> str:
-    """A record's rows as a Markdown table, then a line that says where they come from."""
-    cells = _cells(record)
+def markdown_table(record: Mapping[str, Any], view: str | None = None) -> str:
+    """A record's rows, or a view of them, as a Markdown table, then a line that says where they come from."""
+    cells = _cells(record, view)
     rule = ["---" if heading in _LEFT else "---:" for heading in cells[0]]
     lines = ["| " + " | ".join(row) + " |" for row in (cells[0], rule, *cells[1:])]
     if record["kind"] == "training" and record["rows"]:
@@ -198,6 +306,7 @@ def render(text: str, available: Mapping[str, Mapping[str, Any]]) -> str:
 
     def block(match: re.Match[str]) -> str:
         start, name, wanted, _, end = match.groups()
+        name, _, view = name.partition("/")
         if name not in available:
             there = ", ".join(available) or "none"
             raise ValueError(f"the table {name!r} has no record; records there are: {there}")
@@ -205,6 +314,65 @@ def render(text: str, available: Mapping[str, Mapping[str, Any]]) -> str:
         rows = [row for row in available[name]["rows"] if all(str(row.get(k)) == v for k, v in values.items())]
         if not rows:
             raise ValueError(f"the table {start} has no rows: nothing in the record {name!r} is so")
-        return f"{start}\n\n{markdown_table({**available[name], 'rows': rows})}\n\n{end}"
+        return f"{start}\n\n{markdown_table({**available[name], 'rows': rows}, view or None)}\n\n{end}"
 
     return _BLOCK.sub(block, text)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Figures inside a document
+
+# The file, beside the document: the record that it is drawn from, and the function of hashedmm.plots that draws it.
+FIGURES: dict[str, tuple[str, str]] = {"docs/gpu_speed.png": ("gpu_layer", "layer_speed")}
+DIGEST = "Record"  # the key of a PNG's text that holds the digest
+
+
+def figures(text: str) -> list[str]:
+    """The files of ``FIGURES`` that a document shows."""
+    shown = re.findall(r"!\[[^\]]*\]\(([^)\s]+)\)", text)
+    return [name for name in FIGURES if name in shown]
+
+
+def digest(record: Mapping[str, Any]) -> str:
+    """What tells records with other rows apart."""
+    return hashlib.sha256(json.dumps(record["rows"], sort_keys=True).encode()).hexdigest()[:32]
+
+
+def drawn_from(path: Path | str) -> str | None:
+    """The digest of the record that a PNG was drawn from; None if the file is missing, none, or does not say."""
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        return None
+    for kind, content in _chunks(data):
+        key, _, value = content.partition(b"\0")
+        if kind == b"tEXt" and key == DIGEST.encode():
+            return value.decode("latin-1")
+    return None
+
+
+def _chunks(png: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """(type, content) of each chunk of a PNG file."""
+    at = 8
+    while at + 8 <= len(png):
+        length, kind = struct.unpack(">I4s", png[at : at + 8])
+        yield kind, png[at + 8 : at + 8 + length]
+        at += length + 12
+
+
+def stale_figures(text: str, available: Mapping[str, Mapping[str, Any]], folder: Path | str) -> list[str]:
+    """The figures of a document in ``folder`` that are not drawn from the records as they are.
+
+    Raises
+    ------
+    ValueError
+        If the record of a figure is not ``available``.
+    """
+    stale = []
+    for name in figures(text):
+        record = FIGURES[name][0]
+        if record not in available:
+            raise ValueError(f"the figure {name} is drawn from the record {record!r}, and there is none")
+        if drawn_from(Path(folder) / name) != digest(available[record]):
+            stale.append(name)
+    return stale

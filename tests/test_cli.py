@@ -25,6 +25,7 @@ def hashedmm_cli(capsys, monkeypatch, tmp_path, mnist):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(cli.TRACEBACK, raising=False)
     monkeypatch.setattr(cli, "load_mnist", lambda path=None: datasets.load_mnist(path) if path else mnist)
+    monkeypatch.setattr(experiments, "gpu_available", lambda: False)
 
     def run(*argv):
         try:
@@ -120,7 +121,9 @@ WRONG = [
     (("train", "--seed", "4294967296"), "--seed: expected an integer from 0 to 4294967295"),
     (("train", "--validation", "60000"), "validation must leave training samples"),
     (("train", "--limit", "60001"), "--limit must be at most the 60000 samples there are, got 60001"),
-    (("train", "--device", "gpu"), "--device gpu: this version has no CUDA kernels"),
+    (("train", "--device", "gpu"), "device gpu: there is no GPU that CuPy can use here; `hashedmm doctor` says"),
+    (("train", "--device", "tpu"), "--device: invalid choice: 'tpu'"),
+    (("experiment", "demo", "--device", "gpu"), "device gpu: there is no GPU that CuPy can use here"),
     (("train", "--hash", "md5"), "--hash: invalid choice: 'md5'"),
     (("train", "--panel", "128"), "--panel: expected height and width, such as 128,1024, got '128'"),
     (("train", "--height", "16", "--structure", "tiles"), "--height belongs to strips, and --structure is tiles"),
@@ -138,7 +141,9 @@ WRONG = [
     (("experiment",), "name an experiment: demo"),
     (("experiment", "nothing"), "there is no experiment 'nothing'; there are demo"),
     (("experiment", "demo", "--output", "demo.txt"), "output must name a file that ends in .json, got 'demo.txt'"),
-    (("bench",), "one of the arguments --cpu --gpu --counters is required"),
+    (("bench", "--cpu", "--gpu"), "argument --gpu: not allowed with argument --cpu"),
+    (("bench", "--cpu", "--only", "gpu_layer"), "--only names records of bench --gpu"),
+    (("bench", "--gpu", "--only", "layer"), "only must name some of gpu_roofs, gpu_layer"),
     (("report", "--check", "nothing.md"), "nothing.md: No such file or directory"),
     (("report", "--check", "--write"), "not allowed with argument"),
 ]
@@ -364,9 +369,18 @@ def test_bench_is_handed_on(hashedmm_cli, monkeypatch, tmp_path):
     monkeypatch.setattr(
         bench, "run_cpu", lambda folder, quick: asked.append((str(folder), quick)) or [folder / "a.json"]
     )
+    monkeypatch.setattr(
+        bench, "run_gpu", lambda folder, quick, only: asked.append((str(folder), quick, only)) or [folder / "b.json"]
+    )
     assert hashedmm_cli("bench", "--cpu", "--quick")[:2] == (0, f"record  {os.path.join('out', 'a.json')}\n")
     assert hashedmm_cli("bench", "--cpu", "--output", "x")[0] == 0
-    assert asked == [("out", True), ("x", False)]
+    assert hashedmm_cli("bench", "--gpu", "--only", "gpu_layer", "--only", "gpu_roofs")[0] == 0
+    assert asked == [("out", True), ("x", False), ("out", False, ["gpu_layer", "gpu_roofs"])]
+    asked.clear()
+    for there in (False, True):  # whatever the machine has
+        monkeypatch.setattr(cli, "gpu_available", lambda there=there: there)
+        assert hashedmm_cli("bench", "--quick")[0] == 0
+    assert asked == [("out", True), ("out", True, [])]
     (tmp_path / "file").write_text("")
     assert hashedmm_cli("bench", "--cpu", "--output", "file")[0] == 2
 

@@ -1,5 +1,7 @@
 """The figures: colours, texts, alternative texts, and the package's own source as notebooks show it."""
 
+from importlib import resources
+
 import numpy as np
 import pytest
 
@@ -73,6 +75,47 @@ def test_source_shows_each_function_once(monkeypatch):
     (markdown,) = shown
     assert markdown.data.count("```python") == 2
     assert markdown.data.index("def materialise") < markdown.data.index("def matmul(")
+
+
+def test_kernel_text_is_the_file_or_a_part_of_it():
+    whole = (resources.files("hashedmm") / "kernels" / "sketch_sum_mma.cu").read_text()
+    assert plots.kernel_text("sketch_sum_mma") == f"```cuda\n// hashedmm/kernels/sketch_sum_mma.cu\n{whole}```"
+    part = plots.kernel_text("sketch_sum_mma", "unsigned select(", "}").splitlines()
+    first = next(i for i, line in enumerate(whole.splitlines(), start=1) if "unsigned select(" in line)
+    assert part[1] == f"// hashedmm/kernels/sketch_sum_mma.cu, lines {first} to {first + len(part) - 4}"
+    assert part[2].startswith("__device__") and part[3].startswith("    ") and part[-2:] == ["}", "```"]
+    assert plots.kernel_text("hash.cuh", last="#pragma once").splitlines()[-2] == "#pragma once"
+    indented = plots.kernel_text("sketch_sum_mma", "int task = first_strip", "int group_end").splitlines()
+    assert indented[2].startswith("for (") and indented[3].startswith("    const int strip")
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "message"),
+    [
+        ("no such line", None, "exactly one line"),
+        ("int", None, "exactly one line"),
+        ("#pragma once", "no such line", "last must be in a line"),
+    ],
+)
+def test_kernel_text_says_what_it_does_not_find(first, last, message):
+    with pytest.raises(ValueError, match=message):
+        plots.kernel_text("hash.cuh", first, last)
+
+
+def test_error_against_sums_draws_a_line_a_height_and_a_band():
+    def row(height, sums, error, std=0.05):
+        return {"height": height, "sums": sums, "test_error_mean": error, "test_error_std": std}
+
+    rows = [row(128, 91, 3.0), row(128, 12, 5.0), row(256, 12, 6.0, None), row(None, None, 2.5)]
+    figure = plots.error_against_sums(rows, "error")
+    (ax,) = figure.axes
+    lines = {tuple(line.get_xdata()): tuple(line.get_ydata()) for line in ax.lines if line.get_marker() in "sD"}
+    assert lines[(12, 91)] == (5.0, 3.0) and lines[(12,)] == (6.0,)
+    assert {t.get_text() for t in ax.texts} == {"128 high", "256 high", "elementwise"}
+    (band,) = ax.patches
+    assert band.get_y() == pytest.approx(2.45) and band.get_height() == pytest.approx(0.1)
+    assert ax.get_xscale() == "log" and "%" in ax.get_ylabel()
+    assert plots.png(figure).startswith(b"\x89PNG")
 
 
 def _request(address, size=4):

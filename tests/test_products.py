@@ -280,7 +280,7 @@ def test_the_table_of_kernels_is_complete():
     for name, kernel in KERNELS.items():
         assert kernel.name == name
         assert set(kernel.operations) <= {"matmul", "grad_x", "grad_w"}
-        assert kernel.supports(SPEC)
+        assert kernel.supports(SPEC, kernel.dtypes[0])
 
 
 def test_gpu_available_never_raises():

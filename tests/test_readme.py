@@ -20,6 +20,10 @@ def test_tables_agree_with_the_records():
     assert report.render(README, records.load_all()) == README, "make readme"
 
 
+def test_figures_are_drawn_from_the_records():
+    assert report.stale_figures(README, records.load_all(), ROOT) == [], "make readme"
+
+
 def test_the_quick_start_is_three_commands():
     first = next(code for _, code in BLOCKS)
     assert [line.split("#")[0].strip() for line in first.splitlines()] == ["make demo", "make test", "make lab"]

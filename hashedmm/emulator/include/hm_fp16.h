@@ -142,6 +142,7 @@ HM_INLINE __half2 &operator+=(__half2 &a, __half2 b) { return a = a + b; }
 HM_INLINE __half2 &operator-=(__half2 &a, __half2 b) { return a = a - b; }
 HM_INLINE __half2 &operator*=(__half2 &a, __half2 b) { return a = a * b; }
 HM_INLINE __half2 __hfma2(__half2 a, __half2 b, __half2 c) { return __half2(__hfma(a.x, b.x, c.x), __hfma(a.y, b.y, c.y)); }
+HM_INLINE __half2 __heq2(__half2 a, __half2 b) { return __half2(__half(a.x == b.x ? 1.0f : 0.0f), __half(a.y == b.y ? 1.0f : 0.0f)); }
 HM_INLINE __half2 __hneg2(__half2 a) { return __half2(__hneg(a.x), __hneg(a.y)); }
 HM_INLINE __half2 __habs2(__half2 a) { return __half2(__habs(a.x), __habs(a.y)); }
 

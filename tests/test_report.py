@@ -1,0 +1,169 @@
+"""Views of long records, and figures that know the record they are drawn from; on a small made-up record."""
+
+import pytest
+
+from hashedmm import HashSpec, bench, cli, plots, records, report
+
+SHAPE = (128, 96)
+SPECS = {
+    "strips": lambda c: HashSpec.strips(SHAPE, c, height=32, panel=(32, 96), seed=1),
+    "strips-16": lambda c: HashSpec.strips(SHAPE, c, height=16, panel=(32, 96), seed=1),
+    "panels": lambda c: HashSpec.panels(SHAPE, c, panel=(32, 96), seed=1),
+}
+
+
+def layer_rows():
+    """Rows of gpu_layer: "sketch" and "auto" are twice as fast as dense, "tensor" half as fast; "strip" has n = 1."""
+    rows = []
+
+    def add(label, operation, kernel, c, n, ratio, dtype="float16", chosen=None):
+        names = [f"cublas_{dtype}"] if operation != "materialise" else ["fill"]
+        dense = {names[0]: [1.0 * n] * 3} | ({"materialise_cublas": [4.0 * n] * 3} if operation == "matmul" else {})
+        forms = {names[0]: "CC.C"} if operation != "materialise" else {}
+        took = [n / ratio] * 3
+        spec = SPECS[label](c)
+        rows.append(bench.layer_row(label, operation, kernel, spec, n, dtype, 1e-4, took, dense, forms, chosen))
+
+    for c in (1 / 4, 1 / 8):
+        add("strips", "materialise", "materialise", c, 1, 0.8)
+        for n in (1, 8, 1024):
+            add("strips", "matmul", "sketch", c, n, 2.0)
+            add("strips", "matmul", "tensor", c, n, 0.5)
+            add("strips", "matmul", "auto", c, n, 2.0, chosen="sketch")
+        add("strips", "matmul", "strip", c, 1, 3.0)
+        add("strips", "grad_w", "tensor_grad_w", c, 1024, 2.5)
+        add("strips", "grad_w", "grad_w_fixed", c, 1024, 0.1)
+        add("strips", "grad_w", "sketch", c, 1024, 1.5)
+        add("strips", "grad_w", "auto", c, 1024, 2.5, chosen="tensor_grad_w")
+        add("strips", "step", "auto", c, 1024, 2.0, chosen="sketch + sketch + tensor_grad_w")
+        add("strips-16", "matmul", "tensor", c, 1024, 0.6)
+        add("panels", "matmul", "auto", c, 1, 2.5, dtype="float32", chosen="panel_few")
+    return rows
+
+
+@pytest.fixture(scope="module")
+def layer():
+    return records.new_record("timing", layer_rows(), "hashedmm bench --gpu", {"kind": "gpu", "name": "a GPU"})
+
+
+def test_the_summary_has_one_row_for_each_question(layer):
+    rows = report.summary(layer["rows"])
+    assert [r["compression"] for r in rows] == sorted(r["compression"] for r in rows)
+    found = [(r["operation"], r["layer"], r["kernel"], r["shape"][2]) for r in rows if r["compression"] == 1 / 8]
+    assert found == [
+        ("matmul", "strips", "auto", 1), ("matmul", "strips", "auto", 8), ("matmul", "strips", "auto", 1024),
+        ("grad_w", "strips", "auto", 1024), ("grad_w", "strips", "sketch", 1024), ("step", "strips", "auto", 1024),
+        ("matmul", "strips-16", "tensor", 1024), ("matmul", "panels", "auto", 1),
+        ("materialise", "strips", "materialise", 1),
+    ]  # fmt: skip
+    fixed = [dict(r, fixed_order=True) if r["kernel"] == "auto" and "fixed_order" in r else r for r in layer["rows"]]
+    assert sum(r["operation"] == "grad_w" for r in report.summary(fixed)) == 2  # "auto" alone, once a compression
+
+
+def test_the_summary_as_a_table(layer):
+    text = "<!-- table: gpu_layer/summary size=128x96 -->\n<!-- end -->"
+    lines = report.render(text, {"gpu_layer": layer}).splitlines()
+    assert lines[2].startswith("| outputs x inputs | operation | n | structure | compression | kernel | ms | against |")
+    assert lines[4] == (
+        "| 128 x 96 | matmul | 1 | strips, height 32 | 1/8 | sketch | 0.5 | cuBLAS float16 | 1 | 2.00 |"
+    )
+    assert "| grad_w, fixed order | 1024 | strips, height 32 | 1/8 | sketch |" in lines[8]
+    assert "| step | 1024 | strips, height 32 | 1/8 | sketch + tensor_grad_w |" in lines[9]
+    assert "| panel_few | 0.4 | cuBLAS float32 | 1 | 2.50 |" in lines[11]
+    assert "| materialise | 1.25 | a fill of as many bytes | 1 | 0.80 |" in lines[12]
+    assert report.render("\n".join(lines), {"gpu_layer": layer}) == "\n".join(lines)
+    assert "sketch + tensor_grad_w" in report.text_table(layer, "summary")
+
+
+@pytest.mark.parametrize(
+    "marker, message",
+    [
+        ("gpu_layer/everything", "there is no view 'everything' of a record; there are summary, epochs"),
+        ("gpu_layer/summary size=1x1", "has no rows"),
+        ("nothing/summary", "the table 'nothing' has no record"),
+    ],
+)
+def test_views_that_are_not_there(layer, marker, message):
+    with pytest.raises(ValueError, match=message):
+        report.render(f"<!-- table: {marker} -->\n<!-- end -->", {"gpu_layer": layer})
+
+
+def training(**changes):
+    spec = SPECS["strips"](1 / 8)
+    history = {"seconds": [0.12, 0.1, 0.1], "test_error": [3.0, 1.71, 1.65]}
+    baselines = {"dense_torch_graph": [0.16, 0.16], "dense_cupy": [2.5]}
+    row = bench.training_row("hashed:strips", 1 / 8, spec, (96, 128, 10), history, 1e-6, baselines, 5.0, "PyTorch 2")
+    return row | changes
+
+
+def test_the_epochs_view():
+    rows = [
+        training(),
+        training(structure="elementwise", seconds_to_target=None, baseline_seconds={"dense_cupy": [2.5]}),
+    ]
+    first, second = (
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in report.markdown_table(records.new_record("timing", rows, "c"), "epochs").splitlines()[2:4]
+    )
+    assert first == ["strips, height 32", "1/8", "0.100", "0.16", "2.5", "3", "98.35", "0.32"]
+    assert second[3:5] == ["-", "2.5"] and second[-1] == "-"
+
+
+def test_reached_counts_the_seconds_up_to_the_epoch():
+    assert bench.reached(98.3, [97.0, 98.3, 98.1], [1.0, 2.0, 4.0]) == 3.0
+    assert bench.reached(99.0, [97.0, 98.3], [1.0, 2.0]) is None
+
+
+# Figures
+
+
+def test_the_figure_of_speeds(layer):
+    figure = plots.layer_speed(layer["rows"])
+    axes = figure.axes
+    assert [ax.get_title(loc="left") for ax in axes] == ["1/8 of the weights stored", "1/4 of the weights stored"]
+    texts = [t.get_text() for t in axes[0].texts]
+    assert sorted(texts) == [
+        "dense, cuBLAS float16",
+        "materialise, then cuBLAS",
+        "strips, 16 high: tensor",
+        "strips: sketch",
+        "strips: strip",
+    ]
+    lines = {tuple(line.get_ydata()): tuple(line.get_xdata()) for line in axes[0].lines}
+    assert lines[(2.0, 2.0, 2.0)] == (1, 8, 1024) and lines[(3.0,)] == (1,) and lines[(0.25,) * 3] == (1, 8, 1024)
+    assert "128 x 96" in figure.get_suptitle() and axes[1].get_xlabel() and axes[0].get_ylabel()
+    assert plots.png(figure).startswith(b"\x89PNG")
+
+
+def test_a_figure_knows_its_record(layer, tmp_path):
+    text = "![speeds](docs/gpu_speed.png)"
+    available = {"gpu_layer": layer}
+    assert report.figures(text) == ["docs/gpu_speed.png"] and report.figures("docs/gpu_speed.png") == []
+    assert report.stale_figures(text, available, tmp_path) == ["docs/gpu_speed.png"]
+    path = tmp_path / "docs" / "gpu_speed.png"
+    cli._draw(path, layer, "layer_speed")
+    assert report.drawn_from(path) == report.digest(layer) and report.stale_figures(text, available, tmp_path) == []
+    other = {**layer, "rows": layer["rows"][:-1]}
+    assert report.stale_figures(text, {"gpu_layer": other}, tmp_path) == ["docs/gpu_speed.png"]
+    with pytest.raises(ValueError, match="there is none"):
+        report.stale_figures(text, {}, tmp_path)
+    path.write_bytes(b"no image")
+    assert report.drawn_from(path) is None
+
+
+def test_report_draws_what_the_document_shows(layer, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "results"
+    records.write(folder / "gpu_layer.json", layer)
+    monkeypatch.setattr(records, "results_dir", lambda: folder)
+    monkeypatch.chdir(tmp_path)
+    document = tmp_path / "README.md"
+    document.write_text("![speeds](docs/gpu_speed.png)\n<!-- table: gpu_layer/summary -->\n<!-- end -->\n")
+    assert cli.main(["report", "--check"]) == 1
+    assert cli.main(["report", "--write"]) == 0
+    assert "docs/gpu_speed.png is drawn anew from the record gpu_layer." in capsys.readouterr().out
+    assert cli.main(["report", "--check"]) == 0
+    (tmp_path / "docs" / "gpu_speed.png").unlink()
+    assert cli.main(["report", "--check"]) == 1
+    assert "docs/gpu_speed.png is not drawn from the record as it is" in capsys.readouterr().err
+    assert cli.main(["report"]) == 0
+    assert "sketch + tensor_grad_w" in capsys.readouterr().out

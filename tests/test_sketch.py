@@ -1,0 +1,340 @@
+"""The sketch schedule on a GPU and in the emulator: products, what is derived from the hash, workspace, refusals."""
+
+import itertools
+
+import numpy as np
+import pytest
+from test_kernels import PLACES, Place, needs_emulator
+
+from hashedmm import (
+    MLP,
+    HashedLinear,
+    HashSpec,
+    emulator,
+    explain,
+    hashed_matmul,
+    hashed_matmul_grad_w,
+    hashed_matmul_grad_x,
+    launch,
+    load_model,
+    matmul,
+    reference,
+    save_model,
+    sketch,
+)
+from hashedmm.build import shared_limit
+from hashedmm.hashing import HASHES
+from hashedmm.kernels import SKETCH
+
+SPECS = {
+    "strips of 16": lambda **k: HashSpec.strips((70, 130), 1 / 4, height=16, panel=(32, 64), **k),
+    "cut at the right and at the bottom": lambda **k: HashSpec((70, 130), 1 / 4, (16, 1), (32, 64), **k),
+    "a last panel of one input": lambda **k: HashSpec((33, 65), 1 / 2, (16, 1), (32, 64), **k),
+    "overlapping windows": lambda **k: HashSpec((70, 130), 1 / 2, (16, 1), (32, 64), 8, **k),
+    "one strip": lambda **k: HashSpec((64, 100), 1 / 4, (64, 1), (64, 48), **k),
+    "one strip in a panel, one cut": lambda **k: HashSpec((300, 70), 1 / 4, (64, 1), (64, 64), 16, **k),
+    "one panel": lambda **k: HashSpec((300, 70), 1 / 4, (64, 1), None, 8, **k),
+    "tall, few bins": lambda **k: HashSpec((257, 200), 1 / 16, (128, 1), (128, 96), 32, **k),
+    "many bins": lambda **k: HashSpec((48, 300), 1 / 2, (16, 1), (16, 300), **k),
+    "wide, low": lambda **k: HashSpec((17, 785), 1 / 4, (16, 1), (16, 208), **k),
+    "one input": lambda **k: HashSpec((32, 1), 1.0, (16, 1), **k),
+}
+COLUMNS = (1, 3, 9, 65)
+TOLERANCE = {"float16": 1e-3, "float32": 1e-6}  # relative, in the Frobenius norm
+OPERATIONS = ("matmul", "grad_x", "grad_w")
+
+
+def operands(spec, n, dtype, seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = (spec.n_buckets, (spec.cols, n), (spec.rows, n))
+    return tuple(rng.standard_normal(shape).astype(dtype) for shape in shapes)
+
+
+def planned(place, spec, n, dtype, order_x="C", order_gy="C"):
+    """{operation: (plan, output, what it is to hold)}; outputs hold NaN, but for the one that is added to: ones."""
+    w, x, gy = operands(spec, n, dtype)
+    w64, x64, gy64 = (a.astype(np.float64) for a in (w, x, gy))
+    at_w, at_x, at_gy = place.array(w), place.array(x, order_x), place.array(gy, order_gy)
+    y, gx = (place.array(np.full((rows, n), np.nan, dtype)) for rows in spec.shape)
+    gw = place.array(np.ones(spec.n_buckets, np.float32))
+    return {
+        "matmul": (matmul.plan_matmul(at_w, at_x, y, spec, "sketch"), y, reference.matmul(w64, x64, spec)),
+        "grad_x": (matmul.plan_grad_x(at_w, at_gy, gx, spec, "sketch"), gx, reference.matmul_grad_x(w64, gy64, spec)),
+        "grad_w": (matmul.plan_grad_w(at_x, at_gy, gw, spec, "sketch"), gw, reference.matmul_grad_w(x64, gy64, spec)),
+    }
+
+
+def check(result, expected, dtype, what):
+    result = np.asarray(result, np.float64)
+    assert result.shape == expected.shape and np.isfinite(result).all(), what
+    error = np.linalg.norm(result - expected) / np.linalg.norm(expected)
+    assert error <= TOLERANCE[dtype], f"{what}: a relative error of {error:.2g}"
+
+
+def check_plans(place, spec, n, dtype, *orders):
+    for operation, (plan, out, expected) in planned(place, spec, n, dtype, *orders).items():
+        plan.run()
+        result = place.back(out).astype(np.float64) - (operation == "grad_w")
+        check(result, expected, dtype, f"{operation} of {spec}, n = {n}, {dtype}, {orders}")
+
+
+@pytest.fixture
+def nan_memory(monkeypatch):
+    """The workspace holds NaN before a kernel runs: what is read and was never written is seen."""
+
+    def filled(like, shape, dtype):
+        out = launch.empty(like, shape, dtype)
+        out.fill(np.nan)
+        return out
+
+    monkeypatch.setattr(sketch, "empty", filled)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("place", PLACES)
+def test_products_agree_with_the_reference(place, name, dtype, nan_memory):
+    for i, n in enumerate(COLUMNS):
+        spec = SPECS[name](seed=3 + i, hash=HASHES[i % 3])
+        check_plans(Place(place), spec, n, dtype, "CF"[i % 2], "CF"[i // 2 % 2])
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_columns_go_in_chunks(place, monkeypatch, nan_memory):
+    monkeypatch.setattr(sketch, "WORKSPACE", 1)
+    for dtype, name in itertools.product(TOLERANCE, ("cut at the right and at the bottom", "one strip")):
+        spec = SPECS[name](seed=5)
+        plans = planned(Place(place), spec, 300, dtype)
+        assert len(list(plans["matmul"][0].launches())) >= 4
+        check_plans(Place(place), spec, 300, dtype)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_the_public_products_take_it_by_name(place):
+    at = Place(place)
+    for dtype in TOLERANCE:
+        spec = SPECS["strips of 16"](seed=7)
+        w, x, gy = operands(spec, 10, dtype)
+        w64, x64, gy64 = (a.astype(np.float64) for a in (w, x, gy))
+        w, x, gy = (at.array(a) for a in (w, x, gy))
+        y = hashed_matmul(w, x, spec, kernel="sketch")
+        gx = hashed_matmul_grad_x(w, gy, spec, kernel="sketch")
+        gw = hashed_matmul_grad_w(x, gy, spec, kernel="sketch")
+        assert (y.dtype, gx.dtype, gw.dtype) == (dtype, dtype, np.float32) and type(y) is type(gw) is type(x)
+        check(at.back(y), reference.matmul(w64, x64, spec), dtype, "y")
+        check(at.back(gx), reference.matmul_grad_x(w64, gy64, spec), dtype, "gx")
+        check(at.back(gw), reference.matmul_grad_w(x64, gy64, spec), dtype, "gw")
+        assert hashed_matmul(w, x[:, :0], spec, kernel="sketch").shape == (70, 0)
+        assert not at.back(hashed_matmul_grad_w(x[:, :0], gy[:, :0], spec, kernel="sketch")).any()
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_views_are_read_right(place):
+    """Arrays that no kernel can take as they are: every second element, and an address between 16-byte boundaries."""
+    at = Place(place)
+    for dtype in TOLERANCE:
+        spec = SPECS["overlapping windows"](seed=2)
+        w, x, gy = operands(spec, 16, dtype)
+        expected = hashed_matmul(w, x, spec, kernel="reference"), hashed_matmul_grad_x(w, gy, spec, kernel="reference")
+        wide, longer = np.zeros((130, 33), dtype), np.zeros(spec.n_buckets + 1, dtype)
+        wide[:, 1::2], longer[1:] = x, w
+        for a, b in ((longer, x), (w, wide), (longer, wide)):
+            a, b = at.array(a), at.array(b)
+            a, b = a[1:] if len(a) > len(w) else a, b[:, 1::2] if b.shape[1] > 16 else b
+            check(at.back(hashed_matmul(a, b, spec, kernel="sketch")), expected[0].astype(np.float64), dtype, "y")
+        got = hashed_matmul_grad_x(at.array(longer)[1:], at.array(gy, "F"), spec, kernel="sketch")
+        check(at.back(got), expected[1].astype(np.float64), dtype, "gx")
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_plan_can_be_run_again(place):
+    """It reads what its arrays hold then, and copies what no kernel can take anew each time."""
+    at = Place(place)
+    spec = SPECS["one strip in a panel, one cut"](seed=2)
+    for n in (3, 8):
+        w, x, _ = (at.array(a) for a in operands(spec, n, "float32"))
+        y = at.array(np.zeros((spec.rows, n), np.float32))
+        plan = matmul.plan_matmul(w, x, y, spec, "sketch")
+        plan.run()
+        first = at.back(y).copy()
+        x *= 2
+        plan.run()
+        np.testing.assert_allclose(at.back(y), 2 * first, rtol=1e-6)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_gradients_are_the_same_bits_each_time(place):
+    at = Place(place)
+    for dtype, name in itertools.product(TOLERANCE, ("overlapping windows", "one strip in a panel, one cut")):
+        spec = SPECS[name](seed=9)
+        _, x, gy = (at.array(a) for a in operands(spec, 65, dtype))
+        first = at.back(hashed_matmul_grad_w(x, gy, spec, kernel="sketch"))
+        for _ in range(2 if place == "emulator" else 20):
+            np.testing.assert_array_equal(at.back(hashed_matmul_grad_w(x, gy, spec, kernel="sketch")), first)
+
+
+@needs_emulator
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", ["cut at the right and at the bottom", "overlapping windows"])
+def test_launches_are_free_of_races_and_of_any_order(name, dtype):
+    """Also of reads of shared memory that nobody wrote, and of accesses out of bounds."""
+    for operation, (plan, _, _) in planned(Place("emulator"), SPECS[name](seed=1), 9, dtype).items():
+        for step in plan.steps:
+            if isinstance(step, launch.Launch):
+                report = emulator.check(*step[:4], shared_mem=step.shared_mem)
+                assert report.ok, f"{operation}: {report}"
+            step.run()
+
+
+def test_every_kernel_of_the_schedule_is_met():
+    """By the cases above, and those that make lists."""
+    met = {"sketch_lists", "sketch_groups"}
+    for dtype, name in itertools.product(TOLERANCE, ("overlapping windows", "one strip")):
+        for plan, _, _ in planned(Place("emulator"), SPECS[name](), 9, dtype).values():
+            met |= {one.kernel.name for one in plan.launches()}
+    assert met == set(SKETCH)
+
+
+# ---- what is derived from the hash
+
+
+def selected(spec, dtype, where):
+    """(strip, panel column, bin, input, sign) of everything in the lists, sorted."""
+    starts, entries = (a if where == "emulator" else a.get() for a in sketch.lists(spec, dtype, where))
+    g = sketch.geometry(spec)
+    found = []
+    for strip, c in np.ndindex(g.strips, g.across):
+        start, width = starts[strip, c].astype(int), min(g.width, spec.cols - c * g.width)
+        for k in range(len(start) - 1):
+            if dtype == "float32":  # sketch.cuh: a list a bin
+                codes = entries[strip, c, sketch.GROUP * start[k] : sketch.GROUP * start[k + 1]].astype(int)
+                inputs, bins, most = codes & 0x3FFF, np.full(len(codes), k), g.width
+                last = codes & 0x4000 != 0
+                assert len(last) == 0 or (last[-1] and not last[:-1].any())
+                assert (inputs <= most).all()
+            else:  # sketch_groups.cu: a list for 16 bins
+                codes = entries[strip, c, 16 * start[k] : 16 * start[k + 1]].astype(int)
+                inputs, bins = codes & 0x7FF, 16 * k + (codes >> 11 & 15)
+                assert (inputs % 8 == np.arange(len(codes)) % 8).all()
+                assert ((inputs < width) | (inputs >= -(-g.width // 8) * 8)).all()
+            real = inputs < width
+            signs = np.where(codes & 0x8000, -1, 1)
+            found += [
+                (int(strip), int(c), int(b), c * g.width + int(j), int(s))
+                for b, j, s in zip(bins[real], inputs[real], signs[real], strict=True)
+            ]
+    return sorted(found)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("place", PLACES)
+def test_lists_name_every_input_once_in_its_bin(place, dtype):
+    for (name, make), hash in itertools.product(SPECS.items(), HASHES):
+        spec = make(seed=11, hash=hash)
+        g = sketch.geometry(spec)
+        bucket, sign = spec.indices()
+        expected = []
+        for strip, j in np.ndindex(g.strips, spec.cols):
+            row, c = strip * g.height, j // g.width
+            panel_row = row // (spec.panel or spec.shape)[0]
+            start = spec.panel_slices()[panel_row * g.across + c][0]
+            bin = (int(bucket[row, j]) - start) // spec.unit
+            expected.append((int(strip), c, bin, j, int(sign[row, j])))
+        where = "emulator" if place == "emulator" else 0
+        assert selected(spec, dtype, where) == sorted(expected), name
+
+
+@needs_emulator
+def test_a_layer_keeps_what_was_derived_for_it():
+    spec = SPECS["strips of 16"](seed=100)
+    layer = HashedLinear(spec, seed=0, kernel="sketch")
+    assert layer.derived_bytes == 0
+    layer.forward(np.ones((3, 130), np.float32))
+    lists = sketch.lists(spec, "float32", "emulator")
+    assert layer.derived_bytes == sum(a.nbytes for a in lists) > 0
+
+    def use_others():
+        for seed in range(launch.RECENT):
+            sketch.lists(HashSpec((16, 8), 1.0, (16, 1), seed=seed), "float32", "emulator")
+        assert (spec, "emulator") not in launch._recent
+
+    use_others()
+    assert sketch.lists(spec, "float32", "emulator") is lists, "the layer holds them"
+    use_others()
+    del layer
+    assert launch.derived(spec, "emulator") is None, "nobody does"
+
+
+@needs_emulator
+def test_what_is_derived_is_never_saved(tmp_path):
+    options = {"height": 16, "panel": (32, 64), "small_layers": None, "compression": 1 / 2}
+    models = [MLP([40, 32, 16], kernel=kernel, **options) for kernel in ("sketch", "auto")]
+    x = np.random.default_rng(0).standard_normal((5, 40), np.float32)
+    logits = [model.forward(x) for model in models]
+    np.testing.assert_allclose(logits[0], logits[1], rtol=1e-4, atol=1e-5)
+    assert models[0].derived_bytes == sum(linear.derived_bytes for linear in models[0].linears) > 0
+    assert models[1].derived_bytes in (0, models[0].derived_bytes)  # its specs are the same: what is there is shared
+    assert models[0].stored_bytes == models[1].stored_bytes
+    paths = [tmp_path / name for name in ("sketch.safetensors", "auto.safetensors")]
+    for path, model in zip(paths, models, strict=True):
+        save_model(path, model)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert set(models[0].state()) == {f"{i}.{name}" for i in (0, 1) for name in ("weight", "bias")}
+    assert load_model(paths[0]).linears[0]._derived is None
+
+
+# ---- memory, and what it cannot do
+
+
+@needs_emulator
+def test_memory_is_as_it_is_said(monkeypatch):
+    """`hashedmm doctor --explain` works out what a call allocates; here are the arrays."""
+    for name, dtype, n, workspace in itertools.product(SPECS, TOLERANCE, (8, 9, 300), (sketch.WORKSPACE, 1)):
+        monkeypatch.setattr(sketch, "WORKSPACE", workspace)
+        spec = SPECS[name](seed=2)
+        lists = sketch.lists(spec, dtype, "emulator")
+        assert explain.derived_bytes("sketch", spec, dtype) == sum(a.nbytes for a in lists)
+        w, x, gy = operands(spec, n, dtype)
+        y, gx, gw = np.zeros_like(gy), np.zeros_like(x), np.zeros(spec.n_buckets, np.float32)
+        for operation, plan, given in (
+            ("matmul", matmul.plan_matmul(w, x, y, spec, "sketch"), (w, x, y)),
+            ("grad_x", matmul.plan_grad_x(w, gy, gx, spec, "sketch"), (w, gy, gx)),
+            ("grad_w", matmul.plan_grad_w(x, gy, gw, spec, "sketch"), (x, gy, gw)),
+        ):
+            arrays = {id(a): a for one in plan.launches() for a in one.args if isinstance(a, np.ndarray) and a.ndim}
+            own = [a for a in arrays.values() if not any(a is b for b in (*given, *lists))]
+            made = sum(a.nbytes for a in own if not any(np.shares_memory(a, b) for b in given))
+            assert made == explain.workspace_bytes("sketch", operation, spec, n, dtype), (name, operation, n, dtype)
+
+
+@pytest.mark.parametrize(
+    "spec, dtype, message",
+    [
+        (HashSpec.elementwise((40, 30), 1 / 2), "float32", r"strips \(blocks one input wide.*block is \(1, 1\)"),
+        (HashSpec.tiles((40, 30), 1 / 2), "float32", r"strips \(blocks one input wide.*block is \(16, 16\)"),
+        (HashSpec((40, 30), 1 / 2, (20, 1)), "float16", "strips whose.*multiples of 8.*20 and 20"),
+        (HashSpec((40, 30), 1 / 2, (16, 1), None, 2), "float32", "strips whose.*multiples of 4.*16 and 2"),
+        (HashSpec((32, 4000), 1 / 2, (16, 1)), "float16", "panels of at most [0-9]+ inputs.*has 4000"),
+    ],
+)
+def test_a_spec_it_cannot_compute(spec, dtype, message):
+    w, x, gy = operands(spec, 2, dtype)
+    for call in (
+        lambda: hashed_matmul(w, x, spec, kernel="sketch"),
+        lambda: hashed_matmul_grad_x(w, gy, spec, kernel="sketch"),
+        lambda: hashed_matmul_grad_w(x, gy, spec, kernel="sketch"),
+    ):
+        with pytest.raises(
+            ValueError, match=f"kernel 'sketch' computes {message}.*These do: reference, cpu_decompress"
+        ):
+            call()
+    assert sketch.why_not(spec, dtype, shared_limit("emulator")) is not None
+    assert not matmul.KERNELS["sketch"].supports(spec, dtype)
+
+
+def test_dtypes_it_cannot_compute():
+    spec = SPECS["strips of 16"]()
+    w, x, _ = operands(spec, 2, "float64")
+    with pytest.raises(TypeError, match="'sketch' computes float16 and float32, got arrays of float64"):
+        hashed_matmul(w, x, spec, kernel="sketch")
+    assert not matmul.KERNELS["sketch"].supports(spec, "float64")
