@@ -417,14 +417,14 @@ class Part(NamedTuple):
 
 
 GPU_FULL: dict[str, Any] = {
-    "side": 4096, "columns": (1, 32, 512), "ladder_budget": 0.15, "budget": 0.08, "memory": (8192, 16384), "epochs": 30,
+    "side": 4096, "columns": (1, 32, 512), "ladder_budget": 0.15, "budget": 0.06, "memory": (8192, 16384), "epochs": 30,
     "parts": (
         Part((8192, 8192), "float16", {
-            "strips": COLUMNS, "strips-128": FEW_COLUMNS, "strips-16": COLUMNS, "panels": FEW_COLUMNS,
-            "elementwise": FEW_COLUMNS,
+            "strips": COLUMNS, "strips-128": (1, 32, 1024, 4096), "strips-16": FEW_COLUMNS, "panels": (1, 32),
+            "elementwise": (1, 32),
         }),
-        Part((8192, 8192), "float32", {"strips": FEW_COLUMNS, "strips-16": (1, 1024), "panels": FEW_COLUMNS}),
-        Part((4096, 4096), "float16", {"strips": COLUMNS, "strips-16": FEW_COLUMNS, "panels": (1, 1024)}),
+        Part((8192, 8192), "float32", {"strips": FEW_COLUMNS, "panels": (1, 32)}),
+        Part((4096, 4096), "float16", {"strips": COLUMNS, "strips-16": (1, 1024), "panels": (1,)}),
         Part((4096, 4096), "float32", {"strips": (1, 1024), "panels": (1,)}),
         Part((1000, 784), "float16", {"strips": COLUMNS, "strips-16": FEW_COLUMNS, "panels": (1, 1024)}),
         Part((1000, 784), "float32", {"strips": FEW_COLUMNS, "panels": (1, 32), "elementwise": (1, 32)}),
@@ -449,7 +449,6 @@ FIXED_ORDER = ("sketch", "grad_w_fixed")  # kernels that sum a gradient of the b
 STEPS = {
     "sketch": dict.fromkeys(PRODUCTS, "sketch"),
     "tensor": {"matmul": "tensor", "grad_x": "tensor_grad_x", "grad_w": "tensor_grad_w"},
-    "auto": dict.fromkeys(PRODUCTS, "auto"),
 }
 # Most columns for which a kernel is tried in gpu_layer.json. naive and coalesced are in the ladder alone: shared is
 # faster there at every size. few_rows is for output layers.
@@ -594,6 +593,19 @@ class _Layer:
         if operation == "grad_w":
             return hashed_matmul_grad_w(self.x[i], self.gy[i], self.spec, kernel=kernel)
         return materialise(self.w, self.spec)
+
+    def step(self, kernels: dict[str, str], i: int) -> Any:
+        """A training step's products: forward, then both gradients. A sketch of x serves forward and gradient."""
+        x, gy = self.x[i], self.gy[i]
+        if kernels["matmul"] != "sketch" or kernels["grad_w"] != "sketch":
+            return [self.call(operation, kernel, i) for operation, kernel in kernels.items()]
+        import cupy
+
+        y, gw = cupy.empty((self.spec.rows, self.n), self.dtype), cupy.zeros(self.spec.n_buckets, np.float32)
+        forward = plan_matmul(self.w, x, y, self.spec, "sketch")
+        forward.run()
+        plan_grad_w(x, gy, gw, self.spec, "sketch", forward=forward).run()
+        return y, self.call("grad_x", kernels["grad_x"], i), gw
 
     def terms(self, operation: str) -> int:
         """How many products an element of the result sums."""
@@ -775,22 +787,19 @@ def dense_bytes(shape: Shape, n: int, dtype: str) -> int:
 
 def layer_row(
     label: str, operation: str, kernel: str, spec: HashSpec, n: int, dtype: str, error: float, times: Sequence[float],
-    dense: Mapping[str, Sequence[float]], forms: Mapping[str, str], chosen: str | None = None,
+    dense: Mapping[str, Sequence[float]], forms: Mapping[str, str],
 ) -> Row:  # fmt: skip
     """A row of gpu_layer.json or gpu_ladder.json.
 
-    Beside what every timing row has: ``layer``, the name in ``LAYER``; ``size``, the shape of W; ``chosen``, for the
-    kernel "auto" what it was; ``fixed_order``, for what holds a gradient of the buckets whether its bits repeat; and
-    ``dense``, more about each baseline that is one dense product: its form (which operands are stored row by row, C, or
-    column by column, F; + says padded columns), percentiles, and bytes a second (W, x and y read or written once).
+    Beside what every timing row has: ``layer``, the name in ``LAYER``; ``size``, the shape of W; ``fixed_order``, for
+    what holds a gradient of the buckets whether its bits repeat; and ``dense``, more about each baseline that is one
+    dense product: its form (which operands are stored row by row, C, or column by column, F; + says padded columns),
+    percentiles, and bytes a second (W, x and y read or written once).
     """
     row = _row(operation, kernel, spec, n, error, {"hashed": list(times), **{k: list(t) for k, t in dense.items()}})
     row |= {"dtype": dtype, "layer": label, "size": f"{spec.rows}x{spec.cols}"}
-    if chosen is not None:
-        row["chosen"] = chosen
     if operation in ("grad_w", "step"):
-        used = (chosen if chosen is not None else kernel).split(" + ")[-1]
-        row["fixed_order"] = used in FIXED_ORDER
+        row["fixed_order"] = kernel in FIXED_ORDER
     row["dense"] = {}
     for name, form in forms.items():
         found = _percentiles(dense[name])
@@ -820,8 +829,8 @@ def _layer_rows(
     """Rows of one structure, dtype and number of columns.
 
     For each operation: every kernel that can compute it, is `sensible` and `fast_enough` (in the ladder: every kernel),
-    and "auto", each verified first; in turn with the dense products and, for matmul, with materialising W and
-    multiplying. Then, from ``STEP_FROM`` columns on, a step: all three products in one timed call.
+    each verified first; in turn with the dense products and, for matmul, with materialising W and multiplying. Then,
+    from ``STEP_FROM`` columns on, a step: all three products in one timed call.
     """
     layer.inputs(n)
     spec, dtype, rows = layer.spec, layer.dtype, []
@@ -833,9 +842,9 @@ def _layer_rows(
         times = measure_gpu(functions | baselines, budget=budget)
         return {k: times[k] for k in functions}, {k: times[k] for k in baselines}
 
-    def add(operation: str, kernel: str, error: float, found: Any, forms: dict[str, str], chosen: str | None) -> None:
+    def add(operation: str, kernel: str, error: float, found: Any, forms: dict[str, str]) -> None:
         times, baselines = found
-        rows.append(layer_row(label, operation, kernel, spec, n, dtype, error, times[kernel], baselines, forms, chosen))
+        rows.append(layer_row(label, operation, kernel, spec, n, dtype, error, times[kernel], baselines, forms))
         say(f"{kernel:13} {dtype:7} " + _line(rows[-1]))
 
     for operation in PRODUCTS:
@@ -845,8 +854,6 @@ def _layer_rows(
         if not ladder:
             first = {k: _gpu_ms(partial(layer.call, operation, k, 0)) for k in names}
             names = fast_enough(first, _gpu_ms(calls[operation][f"cublas_{dtype}"][1][0]))
-            errors[operation]["auto"] = layer.verified(operation, "auto")
-            names.append("auto")
         kept[operation] = names
         functions = {k: _in_turn([partial(layer.call, operation, k, i) for i in range(SETS)]) for k in names}
         baselines = {name: _in_turn(each) for name, (_, each) in calls[operation].items()}
@@ -855,15 +862,13 @@ def _layer_rows(
         found = timed(operation, functions, baselines)
         forms = {name: form for name, (form, _) in calls[operation].items()}
         for k in names:
-            chosen = choose(operation, spec, n, dtype).kernel if k == "auto" else None
-            add(operation, k, errors[operation][k], found, forms, chosen)
+            add(operation, k, errors[operation][k], found, forms)
 
     if n >= STEP_FROM and not ladder:
         able = {s: parts for s, parts in STEPS.items() if all(k in kept[o] for o, k in parts.items())}
-        functions = {
-            s: _in_turn([_together([partial(layer.call, o, k, i) for o, k in parts.items()]) for i in range(SETS)])
-            for s, parts in able.items()
-        }
+        if "sketch" in able and not (layer.step(able["sketch"], 0)[2] == layer.call("grad_w", "sketch", 0)).all():
+            raise ArithmeticError(f"the sketch's step of {spec.structure} {spec.shape} has other gradients")
+        functions = {s: _in_turn([partial(layer.step, parts, i) for i in range(SETS)]) for s, parts in able.items()}
         baselines = {
             name: _in_turn([_together([calls[o][name][1][i] for o in PRODUCTS]) for i in range(SETS)])
             for name in dense.names(dtype)
@@ -871,8 +876,7 @@ def _layer_rows(
         found = timed("step", functions, baselines)
         forms = {name: " ".join(calls[o][name][0] for o in PRODUCTS) for name in baselines}
         for s, parts in able.items():
-            chosen = " + ".join(choose(o, spec, n, dtype).kernel if k == "auto" else k for o, k in parts.items())
-            add("step", s, max(errors[o][k] for o, k in parts.items()), found, forms, chosen)
+            add("step", s, max(errors[o][k] for o, k in parts.items()), found, forms)
     return rows
 
 

@@ -32,6 +32,7 @@ from hashedmm.kernels import (
     STRUCTURE,
     check_values,
 )
+from hashedmm.nvrtc import compiler, explain
 
 Device = int | Literal["emulator"]  # a GPU's number as CUDA counts them
 MAX_GRID = (2**31 - 1, 65535, 65535)
@@ -316,22 +317,6 @@ def _check_pointer(where: str, parameter: Parameter, value: Any) -> None:
         )
 
 
-def explain(log: str, code: str, name: str) -> str:
-    """NVRTC's log, each error with the kernel's own file and line and that line's text."""
-    errors = []
-    for file, number, text in re.findall(r"^(.*?)\((\d+)\): *(.*?error.*)$", log, re.MULTILINE):
-        header = FOLDER / re.split(r"[/\\]", file)[-1]
-        inside = header.suffix == ".cuh" and header.is_file()
-        lines = (header.read_text(encoding="utf-8") if inside else code).splitlines()
-        line = int(number)
-        errors.append(f"{header.name if inside else name + '.cu'}:{line}: {text}")
-        if 0 < line <= len(lines):
-            errors.append(f"{line:6d} | {lines[line - 1].rstrip()}")
-    return f"kernel {name!r} does not compile:\n" + (
-        "\n".join(errors or [line for line in log.splitlines() if "error" in line]) or log.strip()
-    )
-
-
 # --------------------------------------------------------------------------------------------------------------------
 # The kernels of this package
 
@@ -402,10 +387,16 @@ def _build(name: str, defines: tuple[str, ...], device: Device) -> Any:
     if device == "emulator":
         return emulator.RawKernel(BUILT[name].source, name, flags)
     with on_device(device):
-        cubin = _hopper_cubin(name, defines) if "warpgroup.cuh" in BUILT[name].source else None
+        cubin = _hopper_cubin(name, defines) if _includes(BUILT[name].source, "warpgroup.cuh") else None
         built = CheckedRawKernel(BUILT[name].source, name, flags, cubin=cubin)
         built.compile()
     return built
+
+
+def _includes(text: str, header: str) -> bool:
+    """Whether a source of the kernels' folder includes ``header``, perhaps by way of other headers."""
+    names = [name for name in re.findall(r'^#include "(.+)"', text, re.MULTILINE) if (FOLDER / name).is_file()]
+    return header in names or any(_includes((FOLDER / name).read_text(encoding="utf-8"), header) for name in names)
 
 
 def has_wgmma(device: Device | None = None) -> bool:
@@ -415,8 +406,6 @@ def has_wgmma(device: Device | None = None) -> bool:
     if device == "emulator":
         return False
     import cupy
-
-    from hashedmm.compile import compiler
 
     try:
         return cupy.cuda.Device(device).compute_capability == "90" and 90 in compiler().architectures
@@ -428,6 +417,4 @@ def _hopper_cubin(name: str, defines: tuple[str, ...]) -> bytes | None:
     """The kernel compiled for sm_90a, if the current GPU has wgmma and it can be compiled for."""
     if not has_wgmma():
         return None
-    from hashedmm.compile import compiler
-
     return compiler().cubin(BUILT[name].source, name, "90a", defines)[0]

@@ -541,7 +541,7 @@ def _bench(arguments: argparse.Namespace, argv: list[str]) -> int:
 
 
 def _compile(arguments: argparse.Namespace, argv: list[str]) -> int:
-    from hashedmm import compile
+    from hashedmm import compile, nvrtc
 
     if arguments.output is not None:
         safefile.check_writable(arguments.output, "--output")
@@ -555,7 +555,7 @@ def _compile(arguments: argparse.Namespace, argv: list[str]) -> int:
     if not arguments.json:
         print(compile.table(rows))
     if arguments.output is not None:
-        device = {"kind": "none", "name": f"NVRTC {compile.compiler().version}, no GPU"}
+        device = {"kind": "none", "name": f"NVRTC {nvrtc.compiler().version}, no GPU"}
         records.write(arguments.output, records.new_record("counters", rows, shlex.join(["hashedmm", *argv]), device))
         print(f"record  {arguments.output}", file=sys.stderr)
         return 0

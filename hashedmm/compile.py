@@ -1,27 +1,21 @@
 """Compile every kernel for any NVIDIA GPU, on a machine that has none: registers, shared memory and spills of each.
 
-NVRTC, the run-time compiler that CuPy uses too, comes as a wheel and needs no driver. It is called through ctypes, with
-the flags that CuPy adds. Imports hashing, kernels, build and records.
+Imports hashing, kernels, nvrtc, build and records.
 """
 
 from __future__ import annotations
 
-import ctypes
-import importlib.util
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from hashedmm import records
-from hashedmm.build import CompileError, explain, options
+from hashedmm.build import options
 from hashedmm.hashing import HashSpec
-from hashedmm.kernels import BUILT, C_TYPES, FOLDER, STEP, CudaKernel, structure
+from hashedmm.kernels import BUILT, C_TYPES, STEP, CudaKernel, structure
+from hashedmm.nvrtc import compiler
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
-CUPY_FLAGS = ("-ftz=true", "--device-as-default-execution-space", "--std=c++17")
-INSTALL = "pip install 'hashedmm[nvrtc]' (in a checkout: pip install -e '.[nvrtc]')"
 _LAYER = (1024, 2048)  # of the specs below: no size is a special case
 # One spec for each way in which a structure changes the code: what divides, what is hashed, what is constant.
 SPECS: dict[str, HashSpec] = {
@@ -63,104 +57,6 @@ def variants(kernel: CudaKernel) -> Iterator[Variant]:
             yield variant(f"{dtype}, {label}", dtype, spec, kernel.parameters)
         for most in kernel.narrow:
             yield variant(f"{dtype}, strips, n <= {most}", dtype, SPECS["strips"], kernel.values(most))
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# NVRTC
-
-
-class Compiler:
-    """NVRTC from the wheels ``nvidia-cuda-nvrtc`` and its headers, or FileNotFoundError that says what to install."""
-
-    def __init__(self) -> None:
-        library, self.include = _find()
-        self._nvrtc = ctypes.CDLL(str(library))
-        self._nvrtc.nvrtcGetErrorString.restype = ctypes.c_char_p
-        major, minor = ctypes.c_int(), ctypes.c_int()
-        self._check(self._nvrtc.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)))
-        self.version = f"{major.value}.{minor.value}"
-        count = ctypes.c_int()
-        self._check(self._nvrtc.nvrtcGetNumSupportedArchs(ctypes.byref(count)))
-        listed = (ctypes.c_int * count.value)()
-        self._check(self._nvrtc.nvrtcGetSupportedArchs(listed))
-        self.architectures = tuple(listed)
-
-    def cubin(self, code: str, name: str, architecture: int | str, flags: Sequence[str] = ()) -> tuple[bytes, str]:
-        """Machine code of a source, and the compiler's log, in which ptxas says what each kernel uses.
-
-        ``architecture`` is 90, for example, or "90a" for the instructions that no other architecture has.
-
-        Raises
-        ------
-        CompileError
-            With the kernel's own line.
-        ValueError
-            If this NVRTC does not know the architecture.
-        """
-        if int(str(architecture).rstrip("a")) not in self.architectures:
-            known = ", ".join(map(str, self.architectures))
-            raise ValueError(f"NVRTC {self.version} compiles for {known}, not for {architecture}")
-        program = ctypes.c_void_p()
-        create = self._nvrtc.nvrtcCreateProgram
-        self._check(create(ctypes.byref(program), code.encode(), f"{name}.cu".encode(), 0, None, None))
-        try:
-            all_flags = [
-                f"--gpu-architecture=sm_{architecture}", *CUPY_FLAGS, "--ptxas-options=-v", f"-I{FOLDER}",
-                *(f"-I{folder}" for folder in self.include), *flags,
-            ]  # fmt: skip
-            array = (ctypes.c_char_p * len(all_flags))(*(flag.encode() for flag in all_flags))
-            status = self._nvrtc.nvrtcCompileProgram(program, len(all_flags), array)
-            log = self._text(program, "ProgramLog").decode(errors="replace").rstrip("\0")
-            if status:
-                raise CompileError(explain(log, code, name))
-            return self._text(program, "CUBIN"), log
-        finally:
-            self._nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
-
-    def _text(self, program: ctypes.c_void_p, what: str) -> bytes:
-        size = ctypes.c_size_t()
-        self._check(getattr(self._nvrtc, f"nvrtcGet{what}Size")(program, ctypes.byref(size)))
-        buffer = ctypes.create_string_buffer(size.value)
-        self._check(getattr(self._nvrtc, f"nvrtcGet{what}")(program, buffer))
-        return buffer.raw
-
-    def _check(self, status: int) -> None:
-        if status:
-            raise RuntimeError(f"NVRTC: {self._nvrtc.nvrtcGetErrorString(status).decode()}")
-
-
-def _find() -> tuple[Path, list[Path]]:
-    """The library and the folders of headers in the wheels: nvidia/cu13 since CUDA 13, one folder a wheel before."""
-    found = importlib.util.find_spec("nvidia")
-    roots = [Path(place) for place in (found.submodule_search_locations or ())] if found else []
-    libraries = [
-        path
-        for root in roots
-        for pattern in ("*/lib/libnvrtc.so.*", "*/bin/**/nvrtc64_*.dll")
-        for path in sorted(root.glob(pattern))
-        if "builtins" not in path.name and ".alt" not in path.name
-    ]
-    include = [path for root in roots for path in sorted(root.glob("*/include"))]
-    if not libraries or not any((folder / "cuda_fp16.h").is_file() for folder in include):
-        raise FileNotFoundError(
-            f"compiling needs NVRTC and the CUDA headers as wheels, and they are not here: {INSTALL}"
-        )
-    return libraries[-1], include
-
-
-@lru_cache(maxsize=1)
-def compiler() -> Compiler:
-    """The NVRTC of this environment, loaded once."""
-    return Compiler()
-
-
-def available() -> bool:
-    """Whether the wheels are installed."""
-    try:
-        _find()
-    except FileNotFoundError:
-        return False
-    return True
 
 
 # --------------------------------------------------------------------------------------------------------------------

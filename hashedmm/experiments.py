@@ -189,13 +189,11 @@ def _strips_compared(**settings: Any) -> tuple[Run, ...]:
         1 / 64: [
             {},
             {"stride": 16},
-            {"height": 256, "panel": [256, 416]},
             {"height": 256, "panel": [256, 416], "stride": 32},
             {"height": 256, "panel": [256, 416], "stride": 24},
             {"height": 256, "panel": [256, 416], "stride": 16},
-            {"height": 256, "panel": [256, 1024], "stride": 16},
         ],
-        1 / 8: [{}, {"height": 256, "panel": [256, 512]}],
+        1 / 8: [{"height": 256, "panel": [256, 512]}],
     }
     runs = []
     for compression, options in shapes.items():

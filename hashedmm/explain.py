@@ -97,7 +97,7 @@ def _memory(choice: Choice, operation: str, spec: HashSpec, n: int, dtype: str) 
     size = np.dtype(dtype).itemsize
     rows = [
         ("buckets", size * spec.n_buckets, f"stored: {spec.n_buckets:,} of {dtype}"),
-        ("derived lists", derived_bytes(choice.kernel, spec, dtype), "about; kept beside a layer in use, never saved"),
+        ("derived lists", derived_bytes(choice.kernel, operation, spec, n, dtype), "about; never saved"),
         ("workspace", workspace_bytes(choice.kernel, operation, spec, n, dtype), "during a call"),
         ("W", size * spec.rows * spec.cols, "what W would take; it is never made"),
     ]
@@ -108,12 +108,13 @@ def _memory(choice: Choice, operation: str, spec: HashSpec, n: int, dtype: str) 
     ]
 
 
-def derived_bytes(kernel: str, spec: HashSpec, dtype: str) -> int:
-    """What a kernel keeps beside the buckets: `hashedmm.sketch.lists`, by a sample of ``SAMPLED`` strips."""
+def derived_bytes(kernel: str, operation: str, spec: HashSpec, n: int, dtype: str) -> int:
+    """What a product keeps beside the buckets: `hashedmm.sketch.lists`, by a sample of ``SAMPLED`` strips. In float16
+    products with few columns keep other lists than the others do: a layer that is used for both keeps both."""
     if kernel != "sketch":
         return 0
     g = sketch.geometry(spec)
-    if dtype == "float32":
+    if dtype == "float32" or sketch.takes_few(operation, spec, n, dtype, shared_limit("emulator")):
         return 2 * g.strips * g.across * (g.bins + 1 + sketch.GROUP * (g.width // sketch.GROUP + g.bins + 2))
     longest = 1
     for strip in np.unique(np.linspace(0, g.strips - 1, min(g.strips, SAMPLED)).astype(int)):
@@ -145,7 +146,10 @@ def workspace_bytes(kernel: str, operation: str, spec: HashSpec, n: int, dtype: 
 
 
 def _sketch_workspace(operation: str, spec: HashSpec, n: int, dtype: str) -> int:
-    """z or u; for float32 the gradients of windows that overlap; and padded copies where n needs them."""
+    """z or u; for float32 the gradients of windows that overlap; and padded copies where n needs them. For few columns
+    the parts of sums."""
+    if sketch.takes_few(operation, spec, n, dtype, limit := shared_limit("emulator")):
+        return sketch.few_workspace(spec, n, dtype, limit, sketch.MULTIPROCESSORS)
     g, size, padded = sketch.geometry(spec), np.dtype(dtype).itemsize, -(-n // sketch.ALIGN) * sketch.ALIGN
     most = sketch.WORKSPACE // (g.strips * g.all_bins * size) // sketch.ROW * sketch.ROW
     chunk = min(padded, max(2 * sketch.ROW, most))

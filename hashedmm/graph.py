@@ -169,12 +169,12 @@ class Steps:
                 (self._clock, self._order, self._x, a, np.int32(features), np.int32(self._batch), *columns),
             )
         }  # fmt: skip
-        inputs = []
+        inputs, forwards = [], []
         for i, layer in enumerate(self._layers):
             weight, bias = self._part(self._values, 2 * i), self._part(self._values, 2 * i + 1)
             y = self._zeros(layer.spec.rows, pitch)
             kernel = _kernel("matmul", layer.spec, a, layer.kernel)
-            plans[f"{i} matmul: {kernel}"] = plan_matmul(weight, a, y, layer.spec, kernel)
+            plans[f"{i} matmul: {kernel}"] = forward = plan_matmul(weight, a, y, layer.spec, kernel)
             if i < len(self._layers) - 1:
                 seed, threshold = layer.dropout
                 plans[f"{i} activate"] = self._step_launch(
@@ -183,6 +183,7 @@ class Steps:
                      np.int32(layer.spec.rows * n)),
                 )  # fmt: skip
             inputs.append(a)
+            forwards.append(forward)
             a = y
 
         classes, bias = self._layers[-1].spec.rows, self._part(self._values, 2 * len(self._layers) - 1)
@@ -197,7 +198,7 @@ class Steps:
             kernel = _kernel("grad_w", layer.spec, a)
             tiles = FEW_ROWS if kernel == "grad_w" and layer.spec.rows <= FEW_ROWS["TILE_ROWS"] else None
             plans[f"{i} grad_w: {kernel}"] = plan_grad_w(
-                a, g, self._part(self._gradients, 2 * i), layer.spec, kernel, tiles
+                a, g, self._part(self._gradients, 2 * i), layer.spec, kernel, tiles, forward=forwards[i]
             )
             if i:
                 gx = self._zeros(layer.spec.cols, pitch)

@@ -88,9 +88,13 @@ class Copy(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Launches and copies that follow each other. Their arrays are fixed: run it again after changing their values."""
+    """Launches and copies that follow each other. Their arrays are fixed: run it again after changing their values.
+
+    ``kept`` is what it leaves behind for a later plan, if that may take it over: `hashedmm.sketch.plan_matmul` its z.
+    """
 
     steps: tuple[Launch | Copy, ...]
+    kept: Any = None
 
     def run(self) -> None:
         """All of them, in order, on the current stream."""

@@ -530,15 +530,16 @@ def plan_grad_x(
 
 def plan_grad_w(
     x: Any, gy: Any, gw: Any, spec: HashSpec, kernel: str = "grad_w", parameters: Parameters | None = None,
-    *, fixed: tuple[Any, Any, Any] | None = None,
+    *, fixed: tuple[Any, Any, Any] | None = None, forward: Launch | Plan | None = None,
 ) -> Launch | Plan:  # fmt: skip
     """What adds the buckets' gradients to ``gw``, (n_buckets,) float32, zeros before; the rest as `plan_matmul`.
 
-    "sketch" adds in a fixed order, always to the same bits. For "grad_w_fixed" the three arrays ``fixed`` take the
+    "sketch" adds in a fixed order, always to the same bits; ``forward``, the plan of the product with the same x, saves
+    it half of the work if that is a sketch too and has just run. For "grad_w_fixed" the three arrays ``fixed`` take the
     place of ``gw``: scale (1,) float64, sums (n_buckets,) uint64, failed (1,) int32. `fixed_arrays` makes them.
     """
     if kernel == "sketch":
-        return sketch.plan_grad_w(x, gy, gw, spec, parameters)
+        return sketch.plan_grad_w(x, gy, gw, spec, parameters, z=forward.kept if isinstance(forward, Plan) else None)
     n = x.shape[1]
     x, gy = _matrix(x), _matrix(gy)
     return _plan(kernel, spec, n, x[0], parameters, (*x, *gy, *(fixed or (gw,)), np.int32(n)))

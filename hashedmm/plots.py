@@ -275,7 +275,11 @@ def error_against_sums(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
             ax.axhline(mean, color=VERMILION, linewidth=1.2, linestyle=(0, (4, 2)))
             labels.append((sums[-1], mean, "elementwise", VERMILION, False))
     _write_apart(ax, labels)
-    ax.set_xticks(sums, [str(n) for n in sums], fontsize=8)
+    ticks: list[int] = []
+    for n in sums:
+        if not ticks or n > 1.15 * ticks[-1]:  # no number over another
+            ticks.append(n)
+    ax.set_xticks(ticks, [str(n) for n in ticks], fontsize=8)
     ax.minorticks_off()
     ax.set(xlabel="sums of its inputs that a strip sees (log scale)", ylabel="test error, %")
     ax.set_title(title)
@@ -584,7 +588,7 @@ def roofline(
     Parameters
     ----------
     roofs : rows of the record gpu_roofs: "roof", "per_second", "unit"
-    points : in operations a byte and a second; their labels stand beside them
+    points : in operations a byte and a second; their labels, if not empty, stand beside them
     title : of the figure
     size : in inches
     """
@@ -592,22 +596,21 @@ def roofline(
     flat = {r["roof"]: r["per_second"] for r in roofs if r["unit"] != "bytes"}
     places = [p.intensity for p in points] + [rate / memory for rate in flat.values()]
     rates = [p.per_second for p in points]
-    low, high = min(places) / 2, max(places) * 4
-    bottom, top = min([*rates, low * memory]) / 2, max([*rates, *flat.values()]) * 3
+    low, high = min(places) / 2, max(places) * 12  # room for names
+    bottom, top = min([*rates, low * memory]) / 6, max([*rates, *flat.values()]) * 3
     figure, ax = subplots(size=size)
     ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(bottom / 1e12, top / 1e12))
     reach = max(flat.values())
     ax.plot([low, reach / memory], [low * memory / 1e12, reach / 1e12], color=BLACK, linewidth=1.8)
+    middle = low**0.3 * (min(flat.values()) / memory) ** 0.7
     ax.annotate(
-        f"memory, {memory / 1e12:.3g} TB/s", (low * 1.15, low * 1.15 * memory / 1e12), xytext=(0, 10),
-        textcoords="offset points", fontsize=9,
+        f"memory, {memory / 1e12:.3g} TB/s", (middle, middle * memory / 1e12), xytext=(-8, 2),
+        textcoords="offset points", ha="right", fontsize=9,
     )  # fmt: skip
     for name, rate in flat.items():
         ax.plot([rate / memory, high], [rate / 1e12] * 2, color=BLACK, linewidth=1.2)
-        ax.annotate(
-            f"{name.replace('_', ' ').replace('cublas', 'cuBLAS')}, {rate / 1e12:.3g} TFLOP/s", (high, rate / 1e12),
-            xytext=(-4, 3), textcoords="offset points", ha="right", fontsize=9,
-        )  # fmt: skip
+        text = f"{name.removeprefix('cublas_').replace('tf32', 'TF32')}: {rate / 1e12:.3g} TFLOP/s"
+        label_end(ax, high, rate / 1e12, text, BLACK)
     for p in points:
         face = p.color if p.filled else "white"
         edge = "white" if p.filled else p.color
@@ -615,7 +618,7 @@ def roofline(
             p.intensity, p.per_second / 1e12, p.marker, color=face, markersize=8, markeredgecolor=edge,
             markeredgewidth=0.8 if p.filled else 1.6,
         )  # fmt: skip
-    _write_apart(ax, [(p.intensity, p.per_second / 1e12, p.label, p.color, False) for p in points])
+    _write_apart(ax, [(p.intensity, p.per_second / 1e12, p.label, p.color, False) for p in points if p.label])
     ax.set(xlabel="operations a byte that must move at least (log scale)", ylabel="TFLOP/s (log scale)")
     ax.set_title(title)
     return figure

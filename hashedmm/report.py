@@ -138,8 +138,9 @@ AGAINST = {"fill": "a fill of as many bytes"}
 
 
 def summary(rows: Sequence[Row]) -> list[Row]:
-    """The rows of ``SUMMARY``, size by size and compression by compression. "fixed order" is the fastest kernel whose
-    gradient has the same bits each time; it has no row of its own where "auto" is that kernel already."""
+    """The rows of ``SUMMARY``, size by size and compression by compression. "auto" is the fastest kernel, which is what
+    kernel="auto" takes (a test holds the tuning table against the record). "fixed order" is the fastest whose gradient
+    has the same bits each time; it has no row of its own where "auto" is that kernel already."""
     groups = list(dict.fromkeys((row["size"], row["compression"]) for row in rows))
     out: list[Row] = []
     for size, compression in sorted(groups, key=lambda g: ([h for h, _ in groups].index(g[0]), g[1])):
@@ -147,20 +148,13 @@ def summary(rows: Sequence[Row]) -> list[Row]:
         for operation, layer, kernel, dtype, columns in SUMMARY:
             fits = [r for r in mine if (r["operation"], r["layer"], r["dtype"]) == (operation, layer, dtype)]
             for n in columns:
-                at = [r for r in fits if r["shape"][2] == n]
+                at = sorted((r for r in fits if r["shape"][2] == n), key=lambda r: r["ms"])
                 if kernel == "fixed order":
-                    auto = next((r for r in at if r["kernel"] == "auto"), None)
-                    at = [] if auto and auto["fixed_order"] else [r for r in at if r["fixed_order"]]
-                else:
+                    at = [] if at and at[0]["fixed_order"] else [r for r in at if r["fixed_order"]]
+                elif kernel != "auto":
                     at = [r for r in at if r["kernel"] == kernel]
-                out += sorted(at, key=lambda r: r["ms"])[:1]
+                out += at[:1]
     return out
-
-
-def _used(row: Row) -> str:
-    """The kernel of a row, or of its three products: "sketch + sketch + sketch" is "sketch"."""
-    names = str(row.get("chosen", row["kernel"])).split(" + ")
-    return " + ".join(dict.fromkeys(names))
 
 
 def _against(row: Row) -> str:
@@ -179,7 +173,7 @@ def _summary_columns(rows: Sequence[Row]) -> list[Column]:
         ("n", lambda r: str(r["shape"][2])),
         ("structure", _structure),
         ("compression", lambda r: compression_text(r["compression"])),
-        ("kernel", _used),
+        ("kernel", lambda r: r["kernel"]),
         ("ms", lambda r: _milliseconds(r["ms"])),
         ("against", _against),
         ("its ms", lambda r: _milliseconds(_baseline(r)[1])),

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ import numpy as np
 from hashedmm import build
 from hashedmm.hashing import HashSpec
 from hashedmm.kernels import C_TYPES, SKETCH, STATIC_SHARED, layout, structure
-from hashedmm.launch import Copy, Launch, Plan, device, empty, kept, on_gpu, zeros
+from hashedmm.launch import Copy, Launch, Plan, derived, device, empty, kept, on_gpu, zeros
 
 GROUP = 4  # float32: entries that a list is filled up to a multiple of; sketch.cuh has the same
 MAX_WIDTH = {"float16": 2**11 - 16, "float32": 2**14 - 1}  # inputs of a panel that an entry's bits can name
@@ -31,6 +32,8 @@ MAX_GROUPS = 2**16 - 1  # places in a list are 16 bits
 ROW = 128  # bytes of a row of samples in shared memory
 ALIGN = 8  # columns are padded to a multiple of this
 WORKSPACE = 96 * 2**20  # bytes of z or u at once
+FEW = 8  # columns up to which y = W x takes one launch
+SHARERS = 64  # most threads of a block that share outputs then; sketch_few.cu has the same
 MULTIPROCESSORS = 132  # of the GPU that the emulator stands for
 
 
@@ -99,8 +102,12 @@ def why_not(spec: HashSpec, dtype: str, shared_limit: int) -> str | None:
 
 
 def lists_bytes(spec: HashSpec, dtype: str, where: build.Device) -> int:
-    """Memory of the lists that a device keeps beside the buckets of a spec in use."""
-    return sum(int(a.nbytes) for a in lists(spec, dtype, where))
+    """Memory of the lists that a device keeps, now, beside the buckets of a spec in use: those that kernels for
+    ``dtype`` read. For float16 that may be both kinds: products with few columns take float32's."""
+    of_spec = derived(spec, where)
+    made = of_spec.made if of_spec else {}
+    kinds = [("lists", kind) for kind in {"float32", dtype}]
+    return sum(int(a.nbytes) for kind in kinds for a in made.get(kind, ()))
 
 
 @kept
@@ -139,13 +146,19 @@ Parameters = Mapping[str, Mapping[str, int]]  # kernel's name -> tile sizes that
 
 
 def plan_matmul(w: Any, x: Any, y: Any, spec: HashSpec, parameters: Parameters | None = None) -> Plan:
-    """The launches that write y = W x; see `hashedmm.matmul.plan_matmul`."""
+    """The launches that write y = W x; see `hashedmm.matmul.plan_matmul`. If all columns are one chunk, it keeps z.
+
+    Up to ``FEW`` columns it is one launch and keeps nothing, unless ``parameters`` are given for other kernels alone.
+    """
+    asked = not parameters or "sketch_few" in parameters
+    if asked and takes_few("matmul", spec, x.shape[1], str(x.dtype), build.shared_limit(device(x))):
+        return plan_few(w, x, y, spec, (parameters or {}).get("sketch_few"))
     work = _Work(spec, x, parameters)
     w, x, y, after = work.vector(w), work.taken(x), *work.given(y)
     for first, n in work.chunks():
         work.sum(x, first, n)
         work.multiply(w, y, first, n)
-    return work.plan(after)
+    return work.plan(after, work.bins if len(work.chunks()) == 1 else None)
 
 
 def plan_grad_x(w: Any, gy: Any, gx: Any, spec: HashSpec, parameters: Parameters | None = None) -> Plan:
@@ -158,20 +171,167 @@ def plan_grad_x(w: Any, gy: Any, gx: Any, spec: HashSpec, parameters: Parameters
     return work.plan(after)
 
 
-def plan_grad_w(x: Any, gy: Any, gw: Any, spec: HashSpec, parameters: Parameters | None = None) -> Plan:
-    """The launches that add the buckets' gradients to gw, always the same bits; see `hashedmm.matmul.plan_grad_w`."""
-    work = _Work(spec, x, parameters)
-    x, gy = work.taken(x), work.taken(gy)
+def plan_grad_w(
+    x: Any, gy: Any, gw: Any, spec: HashSpec, parameters: Parameters | None = None, *, z: Any = None
+) -> Plan:
+    """The launches that add the buckets' gradients to gw, always the same bits; see `hashedmm.matmul.plan_grad_w`.
+
+    ``z`` is what a plan of `plan_matmul` for the same x has kept: then x is not summed again.
+    """
+    work = _Work(spec, x, parameters, z)
+    x, gy = x if z is not None else work.taken(x), work.taken(gy)
     for first, n in work.chunks():
-        work.sum(x, first, n)
+        if z is None:
+            work.sum(x, first, n)
         work.outer(gy, gw, first, n)
     return work.plan([])
+
+
+# ---- few columns: one launch
+
+
+class Few(NamedTuple):
+    """How sketch_few is launched; see there."""
+
+    rows: int
+    parts: int
+    many: int
+    shift: int
+    blocks: int
+    bytes: int
+
+
+def why_few_not(spec: HashSpec, dtype: str, shared_limit: int) -> str | None:
+    """What keeps sketch_few from computing ``spec``, as the end of a sentence; None if nothing does."""
+    if spec.block[1] != 1 or min(spec.block[0], spec.rows) < 2:
+        return f"strips (blocks one input wide and over one output high), and the block is {spec.block}"
+    g = geometry(spec)
+    if g.width > (most := min(MAX_WIDTH["float32"], shared_limit // 4)):
+        return f"panels of at most {most} inputs, and this one has {g.width}"
+    if g.width // GROUP + g.bins > MAX_GROUPS:
+        return f"lists of at most {MAX_GROUPS} groups, and these may have {g.width // GROUP + g.bins}"
+    values = SKETCH["sketch_few"].values(FEW)
+    needed = min(_few_bytes(spec, dtype, values, rows, 1) for rows in _few_rows(spec, dtype, values))
+    if needed > shared_limit:
+        return f"panels that fit in {shared_limit} bytes of shared memory, and this one would take {needed}"
+    return None
+
+
+def takes_few(operation: str, spec: HashSpec, n: int, dtype: str, shared_limit: int) -> bool:
+    """Whether a product is one launch of sketch_few."""
+    return operation == "matmul" and n <= FEW and why_few_not(spec, dtype, shared_limit) is None
+
+
+def few_workspace(spec: HashSpec, n: int, dtype: str, shared_limit: int, processors: int) -> int:
+    """Bytes that a launch of sketch_few takes beside its result, for arrays in C order: where parts of sums meet."""
+    shape = _few(spec, dtype, n, (), shared_limit, processors)[1]
+    return 0 if shape.parts == 1 else 4 * (shape.parts * spec.rows * n + shape.blocks // shape.parts)
+
+
+def _few_rows(spec: HashSpec, dtype: str, v: Mapping[str, int]) -> list[int]:
+    """Outputs of a tile, to choose from."""
+    vector = 16 // np.dtype(dtype).itemsize
+    pieces = -(-geometry(spec).height // vector)
+    cuts = {-(-pieces // k) for k in (1, 2, 4, 8)}
+    return sorted({vector * min(cut, 32 * v["WARPS"]) for cut in cuts})
+
+
+def _few_bytes(spec: HashSpec, dtype: str, v: Mapping[str, int], rows: int, many: int) -> int:
+    """Shared memory of a block of sketch_few."""
+    g, size, columns = geometry(spec), np.dtype(dtype).itemsize, v["TILE_COLS"]
+    capacity = GROUP * (g.width // GROUP + g.bins + 2)
+    each = (size * g.width * columns, 2 * capacity, 4 * columns * g.bins, 4 * g.bins, 2 * g.bins + 2, size * g.buckets)
+    panels = sum(-(-many * count // 16) * 16 for count in each)
+    vector, threads = 16 // size, 32 * v["WARPS"]
+    sharers = min(threads // (rows // vector), SHARERS)
+    return max(panels, 4 * (sharers * vector * (rows // vector * min(columns, 4) + 4) + threads))
+
+
+@lru_cache(maxsize=512)
+def _few(spec: HashSpec, dtype: str, n: int, chosen: tuple, limit: int, processors: int) -> tuple[dict[str, int], Few]:
+    """Tile sizes and shape of a launch of sketch_few: those that are expected to be the fastest."""
+    values = SKETCH["sketch_few"].values(n, dict(chosen))
+    if values["TILE_COLS"] < n:
+        raise ValueError(f"TILE_COLS of kernel 'sketch_few' must be at least n = {n}, got {values['TILE_COLS']}")
+
+    def cost(shape: Few) -> tuple[float, Few]:
+        return _few_cost(spec, dtype, n, values, shape, limit, processors), shape
+
+    return values, min(few_shapes(spec, dtype, values, limit), key=cost)
+
+
+def few_shapes(spec: HashSpec, dtype: str, v: Mapping[str, int], limit: int) -> list[Few]:
+    """Every launch of sketch_few that ``limit`` bytes of shared memory allow."""
+    g, vector, threads = geometry(spec), 16 // np.dtype(dtype).itemsize, 32 * v["WARPS"]
+    out = []
+    for rows, parts in product(_few_rows(spec, dtype, v), range(1, min(g.across, 32) + 1)):
+        panels = -(-g.across // parts)  # of a block
+        fitting = (-(-panels // steps) for steps in range(1, panels + 1))
+        many = next((m for m in fitting if _few_bytes(spec, dtype, v, rows, m) <= limit), None)
+        if many is None:
+            continue
+        items = many * g.bins * max(1, v["TILE_COLS"] // vector)  # sums for a thread each, if no more share one
+        lanes = min(32, max(1, threads // items), max(1, round(g.width / GROUP / g.bins)))
+        blocks = g.strips * -(-g.height // rows) * parts
+        out.append(Few(rows, parts, many, lanes.bit_length() - 1, blocks, _few_bytes(spec, dtype, v, rows, many)))
+    return out
+
+
+def _few_cost(
+    spec: HashSpec, dtype: str, n: int, v: Mapping[str, int], shape: Few, limit: int, processors: int
+) -> float:  # fmt: skip
+    """About the nanoseconds that a launch takes on an H100, beyond what all shapes do."""
+    g, size, columns, threads = geometry(spec), np.dtype(dtype).itemsize, v["TILE_COLS"], 32 * v["WARPS"]
+    resident = max(1, min((1024 if columns == 1 else 512) // threads, limit // (shape.bytes + 1024)))
+    waves = -(-shape.blocks // (processors * resident))
+    together = min(resident, -(-shape.blocks // processors))  # blocks that share a multiprocessor
+    panels = -(-g.across // shape.parts)
+    steps = -(-panels // shape.many)
+    copied = panels * (size * (g.width * columns + g.buckets) + 2 * (g.width + 4 * g.bins))
+    gathered = panels * (g.width + 2 * g.bins) * size * columns * 2.5  # bank conflicts
+    products = panels * g.bins * shape.rows * columns
+    one = copied / 60 + (gathered + 1.5 * products) / 220
+    meeting = 0 if shape.parts == 1 else 2000 + 700 * -(-shape.rows * n // threads)
+    return waves * (1000 * steps + together * one) + meeting
+
+
+def plan_few(w: Any, x: Any, y: Any, spec: HashSpec, chosen: Mapping[str, int] | None = None) -> Plan:
+    """The one launch that writes y = W x for up to ``FEW`` columns. No alignment is asked for; what is in neither order
+    is copied each time the plan runs."""
+    n, dtype, where = x.shape[1], str(x.dtype), device(x)
+    steps: list[Launch | Copy] = []
+    values, shape = _few(
+        spec, dtype, n, tuple(sorted((chosen or {}).items())), build.shared_limit(where), multiprocessors(where)
+    )
+    if not w.flags.c_contiguous:
+        own = empty(w, w.shape, w.dtype)
+        steps.append(Copy(own, w))
+        w = own
+    if not (x.flags.c_contiguous or x.flags.f_contiguous):
+        own = empty(x, x.shape, x.dtype)
+        steps.append(Copy(own, x))
+        x = own
+    down, across = (n, 1) if x.flags.c_contiguous else (1, spec.cols)
+    to = y if y.flags.c_contiguous else empty(y, y.shape, y.dtype)
+    part = arrived = None
+    if shape.parts > 1:
+        part = empty(x, (shape.parts, spec.rows, n), np.float32)
+        arrived = zeros(x, shape.blocks // shape.parts, np.uint32)
+    starts, entries = lists(spec, "float32", where)
+    args = (
+        layout(spec), w, x, np.int64(down), np.int64(across), starts, entries, np.int32(geometry(spec).bins),
+        np.int32(entries.shape[2]), to, np.int32(n), part, arrived, np.int32(shape.rows), np.int32(shape.parts),
+        np.int32(shape.many), np.int32(shape.shift),
+    )  # fmt: skip
+    built = _built("sketch_few", values, spec, dtype, where, shape.bytes)
+    steps.append(Launch(built, (shape.blocks,), (32 * values["WARPS"],), args, shape.bytes))
+    return Plan((*steps, *([] if to is y else [Copy(y, to)])))
 
 
 class _Work:
     """A plan in the making: the arrays that kernels can take, the workspace, and the steps so far."""
 
-    def __init__(self, spec: HashSpec, like: Any, parameters: Parameters | None) -> None:
+    def __init__(self, spec: HashSpec, like: Any, parameters: Parameters | None, bins: Any = None) -> None:
         self.spec, self.chosen = spec, parameters or {}
         self.dtype, self.where = str(like.dtype), device(like)
         self.half = self.dtype == "float16"
@@ -183,12 +343,13 @@ class _Work:
         self.samples = ROW // like.dtype.itemsize  # columns of a row in shared memory
         column = g.strips * g.all_bins * like.dtype.itemsize
         self.chunk = min(self.padded, max(2 * ROW, WORKSPACE // column // ROW * ROW))
-        self.bins = empty(like, (g.strips, g.all_bins, -(-self.chunk // 32) * 32), like.dtype)  # z or u
+        room = (g.strips, g.all_bins, -(-self.chunk // 32) * 32)
+        self.bins = empty(like, room, like.dtype) if bins is None else bins  # z or u
         self.sums: Any = None  # float32: the windows' gradients
         self.steps: list[Launch | Copy] = []
 
-    def plan(self, after: list[Copy]) -> Plan:
-        return Plan((*self.steps, *after))
+    def plan(self, after: list[Copy], kept: Any = None) -> Plan:
+        return Plan((*self.steps, *after), kept)
 
     def chunks(self) -> list[tuple[int, int]]:
         """(first column, columns) of each chunk."""
@@ -244,8 +405,7 @@ class _Work:
         blocks = -(-n // self.samples) * g.across
 
         def cost(strips: int) -> int:
-            """Of the launch, about, in strips: the busiest multiprocessor's work, where a tile is worth four; and how long
-            one block takes."""
+            """Of the launch, in strips: the busiest multiprocessor's, a tile being worth four; and a block's time."""
             return -(-blocks * -(-g.strips // strips) // self.processors) * (4 + strips) + 2 * strips
 
         strips = min((2**k for k in range(g.strips.bit_length() + 1)), key=cost)

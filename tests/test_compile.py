@@ -5,13 +5,11 @@ import math
 
 import pytest
 
-from hashedmm import cli, compile, records
+from hashedmm import cli, compile, nvrtc, records
 from hashedmm.build import CompileError
 from hashedmm.kernels import BUILT, CUDA, STEP
 
-needs_nvrtc = pytest.mark.skipif(
-    not compile.available(), reason="NVRTC is not installed: pip install 'hashedmm[nvrtc]'"
-)
+needs_nvrtc = pytest.mark.skipif(not nvrtc.available(), reason="NVRTC is not installed: pip install 'hashedmm[nvrtc]'")
 ROW = {"kernel": "naive", "variant": "float32, strips", "arch": "sm_90", "registers": 32, "shared_bytes": 0,
        "stack_bytes": 8, "spill_bytes": 0}  # fmt: skip
 
@@ -27,7 +25,7 @@ def test_kernels_compile_and_do_not_spill_more_than_recorded(kernel, architectur
     chosen = [variant for variant in compile.variants(CUDA[kernel]) if variant.name in few]
     rows = []
     for variant in chosen:
-        code, log = compile.compiler().cubin(CUDA[kernel].source, kernel, architecture, variant.options)
+        code, log = nvrtc.compiler().cubin(CUDA[kernel].source, kernel, architecture, variant.options)
         assert code[:4] == b"\x7fELF"  # machine code for this GPU
         rows.append({"kernel": kernel, "variant": variant.name, "arch": f"sm_{architecture}", **compile.usage(log)})
         assert 8 < rows[-1]["registers"] <= min(255, 65536 // math.prod(CUDA[kernel].block(CUDA[kernel].values(1000))))
@@ -41,7 +39,7 @@ def test_kernels_compile_and_do_not_spill_more_than_recorded(kernel, architectur
 def test_kernels_of_a_step_compile(architecture):
     for name, kernel in STEP.items():
         (variant,) = compile.variants(kernel)
-        _, log = compile.compiler().cubin(kernel.source, name, architecture, variant.options)
+        _, log = nvrtc.compiler().cubin(kernel.source, name, architecture, variant.options)
         used = compile.usage(log)
         assert used["spill_bytes"] == 0 and used["shared_bytes"] == kernel.static(kernel.parameters)
 
@@ -50,9 +48,9 @@ def test_kernels_of_a_step_compile(architecture):
 def test_compile_errors_show_the_line():
     broken = CUDA["naive"].source.replace("float sum", "flaot sum")
     with pytest.raises(CompileError, match=r'naive\.cu:\d+: error: identifier "flaot" is undefined\n.*flaot sum = 0'):
-        compile.compiler().cubin(broken, "naive", 90)
+        nvrtc.compiler().cubin(broken, "naive", 90)
     with pytest.raises(ValueError, match="compiles for 75, .*, not for 12"):
-        compile.compiler().cubin(broken, "naive", 12)
+        nvrtc.compiler().cubin(broken, "naive", 12)
 
 
 def test_variants_cover_dtypes_structures_and_narrow_tiles():
@@ -98,9 +96,9 @@ def test_the_record_is_complete():
 
 
 def test_without_the_wheels(monkeypatch, capsys):
-    monkeypatch.setattr(compile.importlib.util, "find_spec", lambda name: None)
-    compile.compiler.cache_clear()
-    assert not compile.available()
+    monkeypatch.setattr(nvrtc.importlib.util, "find_spec", lambda name: None)
+    nvrtc.compiler.cache_clear()
+    assert not nvrtc.available()
     assert cli.main(["compile", "--arch", "90"]) == 2
     assert "pip install 'hashedmm[nvrtc]'" in capsys.readouterr().err
 
@@ -120,7 +118,7 @@ def one_row(monkeypatch):
 
     monkeypatch.setattr(compile, "compile_all", compile_all)
     monkeypatch.setattr(compile, "recorded", lambda: {"rows": [ROW]})
-    monkeypatch.setattr(compile, "compiler", lambda: type("Compiler", (), {"version": "13.0"})())
+    monkeypatch.setattr(nvrtc, "compiler", lambda: type("Compiler", (), {"version": "13.0"})())
     return asked
 
 

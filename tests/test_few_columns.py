@@ -144,3 +144,15 @@ def test_buckets_may_begin_anywhere(place, dtype):
             for kernel in FEW:
                 y = at.back(hashed_matmul(view, at.array(x), spec, kernel=kernel))
                 np.testing.assert_allclose(y, dense @ x, rtol=2e-3, atol=1e-2 if dtype == np.float16 else 1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("height", [4, 8, 16, 24])
+@pytest.mark.parametrize("run", [8, 16, 32])
+def test_materialise_of_low_strips_begins_anew_in_every_strip(height, run, dtype):
+    """A thread makes RUN rows: several strips, if they are low, each with codewords of its own."""
+    spec = HashSpec.strips((100, 72), 1 / 4, height=height, panel=(48, 40), seed=4)
+    w = np.random.default_rng(1).standard_normal(spec.n_buckets).astype(dtype)
+    out = np.full(spec.shape, np.nan, dtype)
+    matmul.plan_materialise(w, out, spec, {"RUN": run, "THREADS": 32}).run()
+    np.testing.assert_array_equal(out, reference.materialise(w.astype(np.float64), spec).astype(dtype))

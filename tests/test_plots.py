@@ -137,3 +137,98 @@ def test_access_map_says_what_it_leaves_out():
     assert len(figure.axes[0].texts) == 10 and "22 more rows" in figure.axes[0].get_xlabel()
     with pytest.raises(ValueError, match="space must be"):
         plots.access_map([], [], space="local")
+
+
+# Ways from buckets to y, the ladder, and the roofline: on made-up times.
+
+
+def timed(kernel, n, ms, *, dense=1.0, both=5.0, chosen=None, layer="strips", seed=1):
+    """A row of gpu_layer: a product takes ``ms``, the dense one ``dense``, materialising and multiplying ``both``."""
+    row = {
+        "operation": "matmul", "kernel": kernel, "layer": layer, "size": "64x32", "dtype": "float16",
+        "compression": 1 / 8, "shape": [64, 32, n], "spec": {"seed": seed}, "ms": ms,
+        "baselines": {"cublas_float16": dense, "materialise_cublas": both},
+    }  # fmt: skip
+    return row | ({"chosen": chosen} if chosen else {})
+
+
+LAYER_ROWS = [
+    timed("auto", 1, 0.1, chosen="sketch"),  # does not count: sketch itself was timed
+    timed("strip", 1, 0.5),
+    timed("panel", 1, 0.8),
+    timed("sketch", 1, 2.0),
+    timed("auto", 8, 3.0, chosen="strip"),  # counts: no direct kernel was timed by its name
+    timed("sketch", 8, 4.5),
+    timed("strip", 1, 0.01, layer="strips-16"),
+    timed("grad_x", 1, 0.01) | {"operation": "grad_x"},
+]
+
+
+@pytest.mark.parametrize("uses, materialise", [(1, 5.0), (4, 2.0), (1000, 1.004)])
+def test_ways_shares_one_matrix_among_its_uses(uses, materialise):
+    found = plots.ways(LAYER_ROWS, "strips", uses)
+    case = ("64x32", "float16", 1 / 8)
+    assert found[(*case, 1)] == {"dense": 1.0, "materialise": pytest.approx(materialise), "direct": 0.5, "sketch": 2.0}
+    assert found[(*case, 8)] == {"dense": 1.0, "materialise": pytest.approx(materialise), "direct": 3.0, "sketch": 4.5}
+    assert len(found) == 2
+
+
+def test_ways_refuses_no_use():
+    with pytest.raises(ValueError, match="uses must be at least 1, got 0"):
+        plots.ways(LAYER_ROWS, "strips", 0)
+
+
+def test_the_map_names_the_fastest_way_and_its_speed():
+    figure = plots.ways_map([*LAYER_ROWS, timed("sketch", 8, 1.0) | {"size": "128x32"}], "strips", uses=(1, 1000))
+    once, often = figure.axes
+    color = {way: look[0] for way, look in plots.WAYS.items()}
+
+    def cells(ax):
+        """(colour, text, weight) in reading order."""
+        marks = [line for line in ax.lines if line.get_marker() != "."]
+        texts = sorted(ax.texts, key=lambda text: (round(text.get_position()[1]), text.get_position()[0]))
+        assert len(marks) == len(texts)
+        marks.sort(key=lambda line: (round(line.get_ydata()[0] + 0.2), line.get_xdata()[0]))
+        return [(m.get_color(), k.get_text(), k.get_weight()) for m, k in zip(marks, texts, strict=True)]
+
+    assert [label.get_text() for label in once.get_yticklabels()] == ["128 x 32, float16, 1/8", "64 x 32, float16, 1/8"]
+    assert cells(once) == [
+        (color["sketch"], "1.0", "bold"), (color["direct"], "2.0", "bold"), (color["direct"], "0.33", "normal"),
+    ]  # fmt: skip
+    assert [found[0] for found in cells(often)] == [color["sketch"], color["direct"], color["materialise"]]
+    assert [line for line in once.lines if line.get_marker() == "."]  # a case that was not measured
+    assert (once.get_title(loc="left"), often.get_title(loc="left")) == ("W used once", "W used 1,000 times")
+    with pytest.raises(ValueError, match="no rows of layer 'tiles' and float32 to draw"):
+        plots.ways_map(LAYER_ROWS, "tiles", dtype="float32")
+
+
+def test_the_ladder_says_how_each_kernel_compares():
+    rows = [timed("naive", 1, 20.0), timed("sketch", 1, 0.4), timed("naive", 8, 3.0), timed("auto", 1, 0.4)]
+    figure = plots.ladder_bars(rows, title="the ladder")
+    one, eight = figure.axes
+    assert [label.get_text() for label in one.get_yticklabels()] == ["naive", "sketch"]
+    texts = [text.get_text().strip() for text in one.texts]
+    assert texts == ["20 ms: 20 x as long", "0.4 ms: 2.5 x as fast", "cuBLAS, dense: 1 ms"]
+    assert "not timed here" in [text.get_text() for text in eight.texts]
+    assert [bar.get_facecolor()[:3] for bar in one.patches][1] == pytest.approx(plots.to_rgba(plots.BLUE)[:3])
+    with pytest.raises(ValueError, match="one spec and one dtype"):
+        plots.ladder_bars([*rows, timed("strip", 1, 1.0, seed=2)])
+
+
+def test_the_roofline_places_points_and_roofs():
+    roofs = [
+        {"roof": "copy", "per_second": 2e12, "unit": "bytes"},
+        {"roof": "cublas_tf32", "per_second": 100e12, "unit": "FLOP"},
+    ]
+    points = [
+        plots.Point("fast", 10.0, 5e12, plots.BLUE, "D"),
+        plots.Point("", 20.0, 200e12, plots.GREEN, "*", False),
+    ]
+    (ax,) = plots.roofline(roofs, points, "roofs").axes
+    slanted, flat, *drawn = ax.lines
+    assert slanted.get_xdata()[1] == 50.0 and slanted.get_ydata()[1] == 100.0  # the ridge
+    assert flat.get_xdata()[0] == 50.0
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in drawn] == [(10.0, 5.0), (20.0, 200.0)]
+    assert [line.get_markerfacecolor() for line in drawn] == [plots.BLUE, "white"]
+    assert [text.get_text() for text in ax.texts] == ["memory, 2 TB/s", "TF32: 100 TFLOP/s", "fast"]
+    assert all(ax.get_ylim()[0] < p.per_second / 1e12 < ax.get_ylim()[1] for p in points)

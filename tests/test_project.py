@@ -32,6 +32,7 @@ ORDER = (
     ("reference",),
     ("kernels",),
     ("emulator",),
+    ("nvrtc",),
     ("build",),
     ("compile", "launch"),
     ("cpu", "sketch"),

@@ -13,31 +13,29 @@ SPECS = {
 
 
 def layer_rows():
-    """Rows of gpu_layer: "sketch" and "auto" are twice as fast as dense, "tensor" half as fast; "strip" has n = 1."""
+    """Rows of gpu_layer: "sketch" is twice as fast as dense, "tensor" half as fast; "strip" has n = 1."""
     rows = []
 
-    def add(label, operation, kernel, c, n, ratio, dtype="float16", chosen=None):
+    def add(label, operation, kernel, c, n, ratio, dtype="float16"):
         names = [f"cublas_{dtype}"] if operation != "materialise" else ["fill"]
         dense = {names[0]: [1.0 * n] * 3} | ({"materialise_cublas": [4.0 * n] * 3} if operation == "matmul" else {})
         forms = {names[0]: "CC.C"} if operation != "materialise" else {}
         took = [n / ratio] * 3
         spec = SPECS[label](c)
-        rows.append(bench.layer_row(label, operation, kernel, spec, n, dtype, 1e-4, took, dense, forms, chosen))
+        rows.append(bench.layer_row(label, operation, kernel, spec, n, dtype, 1e-4, took, dense, forms))
 
     for c in (1 / 4, 1 / 8):
         add("strips", "materialise", "materialise", c, 1, 0.8)
         for n in (1, 8, 1024):
             add("strips", "matmul", "sketch", c, n, 2.0)
             add("strips", "matmul", "tensor", c, n, 0.5)
-            add("strips", "matmul", "auto", c, n, 2.0, chosen="sketch")
         add("strips", "matmul", "strip", c, 1, 3.0)
         add("strips", "grad_w", "tensor_grad_w", c, 1024, 2.5)
         add("strips", "grad_w", "grad_w_fixed", c, 1024, 0.1)
         add("strips", "grad_w", "sketch", c, 1024, 1.5)
-        add("strips", "grad_w", "auto", c, 1024, 2.5, chosen="tensor_grad_w")
-        add("strips", "step", "auto", c, 1024, 2.0, chosen="sketch + sketch + tensor_grad_w")
+        add("strips", "step", "sketch", c, 1024, 2.0)
         add("strips-16", "matmul", "tensor", c, 1024, 0.6)
-        add("panels", "matmul", "auto", c, 1, 2.5, dtype="float32", chosen="panel_few")
+        add("panels", "matmul", "panel_few", c, 1, 2.5, dtype="float32")
     return rows
 
 
@@ -51,13 +49,14 @@ def test_the_summary_has_one_row_for_each_question(layer):
     assert [r["compression"] for r in rows] == sorted(r["compression"] for r in rows)
     found = [(r["operation"], r["layer"], r["kernel"], r["shape"][2]) for r in rows if r["compression"] == 1 / 8]
     assert found == [
-        ("matmul", "strips", "auto", 1), ("matmul", "strips", "auto", 8), ("matmul", "strips", "auto", 1024),
-        ("grad_w", "strips", "auto", 1024), ("grad_w", "strips", "sketch", 1024), ("step", "strips", "auto", 1024),
-        ("matmul", "strips-16", "tensor", 1024), ("matmul", "panels", "auto", 1),
+        ("matmul", "strips", "strip", 1), ("matmul", "strips", "sketch", 8), ("matmul", "strips", "sketch", 1024),
+        ("grad_w", "strips", "tensor_grad_w", 1024), ("grad_w", "strips", "sketch", 1024),
+        ("step", "strips", "sketch", 1024), ("matmul", "strips-16", "tensor", 1024),
+        ("matmul", "panels", "panel_few", 1),
         ("materialise", "strips", "materialise", 1),
     ]  # fmt: skip
-    fixed = [dict(r, fixed_order=True) if r["kernel"] == "auto" and "fixed_order" in r else r for r in layer["rows"]]
-    assert sum(r["operation"] == "grad_w" for r in report.summary(fixed)) == 2  # "auto" alone, once a compression
+    fixed = [dict(r, fixed_order=True) if "fixed_order" in r else r for r in layer["rows"]]
+    assert sum(r["operation"] == "grad_w" for r in report.summary(fixed)) == 2  # the fastest alone, once a compression
 
 
 def test_the_summary_as_a_table(layer):

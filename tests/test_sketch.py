@@ -1,6 +1,7 @@
 """The sketch schedule on a GPU and in the emulator: products, what is derived from the hash, workspace, refusals."""
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -132,15 +133,15 @@ def test_the_public_products_take_it_by_name(place):
 def test_views_are_read_right(place):
     """Arrays that no kernel can take as they are: every second element, and an address between 16-byte boundaries."""
     at = Place(place)
-    for dtype in TOLERANCE:
+    for dtype, n in itertools.product(TOLERANCE, (8, 16)):
         spec = SPECS["overlapping windows"](seed=2)
-        w, x, gy = operands(spec, 16, dtype)
+        w, x, gy = operands(spec, n, dtype)
         expected = hashed_matmul(w, x, spec, kernel="reference"), hashed_matmul_grad_x(w, gy, spec, kernel="reference")
-        wide, longer = np.zeros((130, 33), dtype), np.zeros(spec.n_buckets + 1, dtype)
+        wide, longer = np.zeros((130, 2 * n + 1), dtype), np.zeros(spec.n_buckets + 1, dtype)
         wide[:, 1::2], longer[1:] = x, w
         for a, b in ((longer, x), (w, wide), (longer, wide)):
             a, b = at.array(a), at.array(b)
-            a, b = a[1:] if len(a) > len(w) else a, b[:, 1::2] if b.shape[1] > 16 else b
+            a, b = a[1:] if len(a) > len(w) else a, b[:, 1::2] if b.shape[1] > n else b
             check(at.back(hashed_matmul(a, b, spec, kernel="sketch")), expected[0].astype(np.float64), dtype, "y")
         got = hashed_matmul_grad_x(at.array(longer)[1:], at.array(gy, "F"), spec, kernel="sketch")
         check(at.back(got), expected[1].astype(np.float64), dtype, "gx")
@@ -190,9 +191,113 @@ def test_every_kernel_of_the_schedule_is_met():
     """By the cases above, and those that make lists."""
     met = {"sketch_lists", "sketch_groups"}
     for dtype, name in itertools.product(TOLERANCE, ("overlapping windows", "one strip")):
-        for plan, _, _ in planned(Place("emulator"), SPECS[name](), 9, dtype).values():
+        plans = [*planned(Place("emulator"), SPECS[name](), 9, dtype).values()]
+        for plan, _, _ in (*plans, planned(Place("emulator"), SPECS[name](), 8, dtype)["matmul"]):
             met |= {one.kernel.name for one in plan.launches()}
     assert met == set(SKETCH)
+
+
+# ---- few columns: one launch
+
+
+FEW_SPECS = {
+    "no side a multiple of anything": lambda **k: HashSpec((33, 785), 1 / 2, (17, 1), (17, 100), **k),
+    "windows that begin anywhere": lambda **k: HashSpec((70, 130), 1 / 2, (16, 1), (32, 48), 5, **k),
+    "cut strips, windows that begin anywhere": lambda **k: HashSpec((100, 99), 1 / 2, (20, 1), (40, 33), 3, **k),
+    "a strip higher than the matrix": lambda **k: HashSpec((7, 50), 1.0, (16, 1), **k),
+    "one high strip": lambda **k: HashSpec((5000, 40), 1 / 8, (5000, 1), None, 100, **k),
+    "overlapping windows": SPECS["overlapping windows"],
+    "cut at the right and at the bottom": SPECS["cut at the right and at the bottom"],
+}
+
+
+@pytest.fixture
+def shapes(monkeypatch):
+    """Launches of sketch_few take the shapes in this list, one after the other and again, and any if there are none."""
+    chosen = []
+    best = sketch._few
+
+    def few(*args):
+        values, shape = best(*args)
+        if chosen:
+            shape = chosen.pop(0)
+            chosen.append(shape)
+        return values, shape
+
+    monkeypatch.setattr(sketch, "_few", few)
+    return chosen
+
+
+def few_shapes(spec, n, dtype, where):
+    """The first and the last that there are; one panel at a time, 32 lanes a bin."""
+    values = SKETCH["sketch_few"].values(n)
+    first, *_, last = 2 * sketch.few_shapes(spec, dtype, values, shared_limit(where))
+    return [first, last, last._replace(many=1, shift=5)]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", FEW_SPECS)
+@pytest.mark.parametrize("place", PLACES)
+def test_few_columns_take_one_launch(place, name, dtype, nan_memory, shapes):
+    at, where = Place(place), "emulator" if place == "emulator" else 0
+    for i, (n, order) in enumerate(((1, "C"), (2, "F"), (3, "C"), (3, "F"), (8, "C"), (8, "F"))):
+        spec = FEW_SPECS[name](seed=3 + i, hash=HASHES[i % 3])
+        w, x, _ = operands(spec, n, dtype)
+        expected = reference.matmul(w.astype(np.float64), x.astype(np.float64), spec)
+        shapes[:] = few_shapes(spec, n, dtype, where)
+        for shape in tuple(shapes):
+            y = at.array(np.full((spec.rows, n), np.nan, dtype))
+            plan = sketch.plan_few(at.array(w), at.array(x, order), y, spec)
+            (one,) = plan.steps
+            assert isinstance(one, launch.Launch) and one.kernel.name == "sketch_few" and one.grid == (shape.blocks,)
+            plan.run()
+            first = at.back(y).copy()
+            check(first, expected, dtype, f"{spec}, n = {n}, {dtype}, {order}, {shape}")
+            y.fill(np.nan)
+            plan.run()
+            np.testing.assert_array_equal(at.back(y), first)
+
+
+@needs_emulator
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", ["no side a multiple of anything", "cut at the right and at the bottom"])
+def test_the_launch_for_few_columns_is_free_of_races(name, dtype, shapes):
+    for n, order in ((1, "C"), (3, "F"), (8, "C")):
+        spec = FEW_SPECS[name](seed=1)
+        w, x, gy = operands(spec, n, dtype)
+        shapes[:] = few_shapes(spec, n, dtype, "emulator")[1:]
+        for _ in tuple(shapes):
+            (one,) = sketch.plan_few(w, np.asarray(x, order=order), np.full_like(gy, np.nan), spec).launches()
+            report = emulator.check(*one[:4], shared_mem=one.shared_mem)
+            assert report.ok, f"{spec}, n = {n}, {order}: {report}"
+
+
+def test_parameters_decide_whether_few_columns_take_one_launch():
+    spec = SPECS["strips of 16"]()
+    w, x, gy = operands(spec, 8, "float32")
+
+    def names(parameters):
+        return [one.kernel.name for one in sketch.plan_matmul(w, x, gy, spec, parameters).launches()]
+
+    assert names(None) == names({"sketch_few": {"WARPS": 4}, "sketch_sum": {}}) == ["sketch_few"]
+    assert names({"sketch_sum": {"WARPS": 4}}) == ["sketch_sum", "sketch_multiply"]
+    refused = (({"TILE_COLS": 4}, "at least n = 8"), ({"TILE_COLS": 16}, "1, 2, 4 or 8"), ({"WARPS": 32}, "at most 16"))
+    for wrong, message in refused:
+        with pytest.raises(ValueError, match=message):
+            names({"sketch_few": wrong})
+
+
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        (HashSpec.elementwise((40, 30), 1 / 2), r"strips \(blocks one input wide"),
+        (HashSpec((32, 20000), 1 / 64, (16, 1)), "panels of at most 16383 inputs.*has 20000"),
+        (HashSpec((64, 16000), 1 / 2, (16, 1)), "panels that fit in [0-9]+ bytes"),
+    ],
+)
+def test_a_spec_that_is_not_one_launch(spec, message):
+    assert re.match(message, sketch.why_few_not(spec, "float32", shared_limit("emulator")))
+    assert not sketch.takes_few("matmul", spec, 1, "float32", shared_limit("emulator"))
 
 
 # ---- what is derived from the hash
@@ -292,8 +397,12 @@ def test_memory_is_as_it_is_said(monkeypatch):
     for name, dtype, n, workspace in itertools.product(SPECS, TOLERANCE, (8, 9, 300), (sketch.WORKSPACE, 1)):
         monkeypatch.setattr(sketch, "WORKSPACE", workspace)
         spec = SPECS[name](seed=2)
-        lists = sketch.lists(spec, dtype, "emulator")
-        assert explain.derived_bytes("sketch", spec, dtype) == sum(a.nbytes for a in lists)
+        lists = []
+        for operation in OPERATIONS:
+            made = sketch.lists(spec, "float32" if (operation, n) == ("matmul", 8) else dtype, "emulator")
+            assert explain.derived_bytes("sketch", operation, spec, n, dtype) == sum(a.nbytes for a in made)
+            lists += made
+        assert sketch.lists_bytes(spec, dtype, "emulator") >= sum({id(a): a.nbytes for a in lists}.values())
         w, x, gy = operands(spec, n, dtype)
         y, gx, gw = np.zeros_like(gy), np.zeros_like(x), np.zeros(spec.n_buckets, np.float32)
         for operation, plan, given in (

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_kernels import PLACES, Place, agree, nan_outputs, needs_emulator, run_case  # noqa: F401
 
-from hashedmm import HashSpec, emulator, hashed_matmul, hashed_matmul_grad_x, matmul, reference
+from hashedmm import HashSpec, build, emulator, hashed_matmul, hashed_matmul_grad_x, matmul, reference
 from hashedmm.hashing import HASHES
 from hashedmm.kernels import CUDA, EMULATED_SHARED, TensorKernel, check_values
 
@@ -81,11 +81,14 @@ def test_agrees_with_the_reference(place, name, nan_outputs):  # noqa: F811
 
 OTHER = [
     {"STAGES": 3},
-    {"STAGES": 5, "DEPTH": 64},
+    {"TILE_COLS": 256, "GROUP_COLS": 128, "STAGES": 2},
     {"COPIES": 1},
-    {"COPIES": 4},
+    {"TILE_COLS": 256, "GROUP_COLS": 256, "COPIES": 4, "STAGES": 5},
+    {"TILE_COLS": 128, "GROUP_ROWS": 128, "GROUP_COLS": 128},
+    {"TILE_ROWS": 64, "TILE_COLS": 128, "GROUP_COLS": 64},
+    {"TILE_COLS": 32, "GROUP_COLS": 32},
+    {"STAGES": 5, "DEPTH": 64},
     {"TILE_ROWS": 64, "TILE_COLS": 96, "WARP_ROWS": 16, "WARP_COLS": 48},
-    {"TILE_ROWS": 128, "TILE_COLS": 64, "WARP_ROWS": 128, "WARP_COLS": 32},
     {"TILE_ROWS": 32, "TILE_COLS": 256, "WARP_ROWS": 32, "WARP_COLS": 128},
     {"SPAN": 2},
 ]
@@ -146,11 +149,13 @@ def test_not_finite_weights_reach_their_outputs_and_no_others(place, nan_outputs
 
 def test_the_choice_of_copies_and_spans():
     kernel = CUDA["tensor"]
-    for compression, copies in ((1 / 64, 8), (1 / 8, 2)):
+    for compression, copies in ((1 / 64, 8), (1 / 8, 1)):
         spec = HashSpec.strips((8192, 8192), compression, height=16)
         values = kernel.fitted(kernel.values(1024), spec, "float16", EMULATED_SHARED)
         assert values["COPIES"] == copies
         assert kernel.shape(spec, 1024, values, "float16").shared_mem <= EMULATED_SHARED
+    small = kernel.fitted(kernel.values(1024), HashSpec.strips((784, 1000), 1 / 64, height=16), "float16", 99 * 1024)
+    assert (small["COPIES"], small["STAGES"]) == (1, 2)  # an sm_86
     assert not kernel.supports(spec, "float16", 64 * 1024)  # an sm_75 has no more
     large, small = HashSpec.strips((8192, 8192), 1 / 64, height=16), HashSpec.strips((784, 1000), 1 / 8, height=16)
     grad_w = CUDA["tensor_grad_w"]
@@ -160,22 +165,33 @@ def test_the_choice_of_copies_and_spans():
 
 
 @pytest.mark.parametrize(
-    "values, message",
+    "name, values, message",
     [
-        ({"WARP_ROWS": 48}, "WARP_ROWS of kernel 'tensor' must be 16, 32, 64 or 128, got 48"),
-        ({"WARP_COLS": 40}, "WARP_COLS .* must be a multiple of 16, got 40"),
-        ({"TILE_ROWS": 256}, "TILE_ROWS .* must be a multiple of WARP_ROWS = 64 up to 128, got 256"),
-        ({"TILE_COLS": 96}, "TILE_COLS .* must be a multiple of WARP_COLS = 64, got 96"),
-        ({"DEPTH": 16}, "DEPTH .* must be a multiple of 32, got 16"),
-        ({"STAGES": 2}, "STAGES .* must be from 3 to 16, got 2"),
-        ({"COPIES": 3}, "COPIES .* must be 1, 2, 4 or 8, got 3"),
-        ({"WARP_COLS": 128}, "at most 4096, got 8192"),
-        ({"WARP_ROWS": 16, "TILE_COLS": 512}, "2048 threads a block"),
+        ("tensor", {"GROUP_ROWS": 48}, "GROUP_ROWS of kernel 'tensor' must be 64 or 128, got 48"),
+        ("tensor", {"GROUP_COLS": 96}, "GROUP_COLS .* must be 32, 64, 128 or 256, got 96"),
+        ("tensor", {"TILE_ROWS": 256}, "TILE_ROWS .* must be a multiple of GROUP_ROWS = 64 up to 128, got 256"),
+        ("tensor", {"TILE_COLS": 128}, "TILE_COLS .* must be a multiple of GROUP_COLS = 256, got 128"),
+        ("tensor", {"TILE_COLS": 512}, "TILE_COLS .* must be 32, 64, 128 or 256, got 512"),
+        ("tensor", {"STAGES": 1}, "STAGES .* must be from 2 to 16, got 1"),
+        ("tensor", {"COPIES": 3}, "COPIES .* must be 1, 2, 4 or 8, got 3"),
+        ("tensor", {"GROUP_ROWS": 128}, "sums that a warpgroup .* at most 16384, got 32768"),
+        ("tensor", {"GROUP_COLS": 32}, "2048 threads a block"),
+        ("tensor_grad_w", {"WARP_ROWS": 48}, "WARP_ROWS of kernel 'tensor_grad_w' must be 16, 32, 64 or 128, got 48"),
+        ("tensor_grad_w", {"WARP_COLS": 40}, "WARP_COLS .* must be a multiple of 16, got 40"),
+        ("tensor_grad_w", {"TILE_COLS": 48}, "TILE_COLS .* must be a multiple of WARP_COLS = 32, got 48"),
+        ("tensor_grad_w", {"DEPTH": 16}, "DEPTH .* must be a multiple of 32, got 16"),
+        ("tensor_grad_w", {"STAGES": 2}, "STAGES .* must be from 3 to 16, got 2"),
+        ("tensor_grad_w", {"WARP_COLS": 128}, "sums that a warp .* at most 4096, got 8192"),
     ],
 )
-def test_bad_parameters(values, message):
+def test_bad_parameters(name, values, message):
     with pytest.raises(ValueError, match=message):
-        check_values(CUDA["tensor"], {**CUDA["tensor"].parameters, **values})
+        check_values(CUDA[name], {**CUDA[name].parameters, **values})
+
+
+def test_tensor_reaches_wgmma_by_way_of_a_header():
+    assert build._includes(CUDA["tensor"].source, "warpgroup.cuh")
+    assert not build._includes(CUDA["strip"].source, "warpgroup.cuh")
 
 
 def test_specs_that_it_does_not_compute():
@@ -187,7 +203,7 @@ def test_specs_that_it_does_not_compute():
     ):
         w, x = np.ones(spec.n_buckets, np.float16), np.ones((spec.cols, 2), np.float16)
         assert not CUDA["tensor"].supports(spec, "float16")
-        with pytest.raises(ValueError, match=r"'tensor' computes strips, .*; not this spec: block .*These do: .*naive"):
+        with pytest.raises(ValueError, match=r"'tensor' computes strips, .*; not block .*These do: .*naive"):
             hashed_matmul(w, x, spec, kernel="tensor")
     spec = HashSpec.strips((40, 30), 1.0, height=16)
     with pytest.raises(TypeError, match="'tensor' computes float16, got arrays of float32"):

@@ -208,7 +208,7 @@ class CudaKernel(Kernel):
 
 @dataclass(frozen=True)
 class TensorKernel(CudaKernel):
-    """A kernel of tensor.cuh: all of its shared memory is dynamic.
+    """tensor, tensor_grad_x and tensor_grad_w: all of their shared memory is dynamic.
 
     Attributes
     ----------
@@ -221,9 +221,9 @@ class TensorKernel(CudaKernel):
 
     @property
     def _least(self) -> list[dict[str, int]]:
-        """The parameters for every number of columns, with one copy of a slice."""
-        copies = {"COPIES": 1} if "COPIES" in self.parameters else {}
-        return [{**self.parameters, **values, **copies} for values in ({}, *self.narrow.values())]
+        """The parameters for every number of columns, with one copy of a slice and two stages."""
+        least = {"COPIES": 1, "STAGES": 2} if "COPIES" in self.parameters else {}
+        return [{**self.parameters, **values, **least} for values in ({}, *self.narrow.values())]
 
     @property
     def tile_bytes(self) -> int:
@@ -237,10 +237,13 @@ class TensorKernel(CudaKernel):
         return room // 4 - 32  # two slices of float16 and some zeros, or one of float32 sums
 
     def fitted(self, values: Values, spec: HashSpec, dtype: str, shared_limit: int) -> Values:
-        """With as many copies of a slice as fit; grad_w: with enough blocks for a large GPU."""
+        """With as many copies of a slice as fit, and two stages where three do not; grad_w: with enough blocks for a
+        large GPU."""
         out = dict(values)
         while out.get("COPIES", 1) > 1 and self._bytes(spec, out) > shared_limit:
             out["COPIES"] //= 2
+        if "COPIES" in out and out["STAGES"] == 3 and self._bytes(spec, out) > shared_limit:
+            out["STAGES"] = 2
         while out.get("SPAN", 1) > 1 and self.tiles(spec, 1, out, 2) < _MANY_BLOCKS:
             out["SPAN"] //= 2
         if (needed := self._bytes(spec, out)) > shared_limit:
@@ -312,6 +315,13 @@ def check_values(kernel: CudaKernel, values: Mapping[str, object]) -> None:
         _check_warpgroups(kernel, checked)
     if checked.get("STRIPS", 1) not in (1, 2, 4, 8):
         raise ValueError(f"STRIPS of kernel {kernel.name!r} must be 1, 2, 4 or 8, got {checked['STRIPS']}")
+    if kernel.name == "sketch_few" and (
+        checked.get("TILE_COLS", 1) not in (1, 2, 4, 8) or checked.get("WARPS", 1) > 16
+    ):
+        raise ValueError(
+            f"TILE_COLS of kernel {kernel.name!r} must be 1, 2, 4 or 8 and WARPS at most 16, got "
+            f"{checked.get('TILE_COLS')} and {checked.get('WARPS')}"
+        )
     if checked.get("INPUTS", 0) % (4 * checked.get("WARPS", 1)):
         raise ValueError(
             f"INPUTS of kernel {kernel.name!r} must be a multiple of 4 * WARPS = {4 * checked['WARPS']}, got "
@@ -338,22 +348,29 @@ def check_values(kernel: CudaKernel, values: Mapping[str, object]) -> None:
 
 
 def _check_tensor(kernel: CudaKernel, v: Values) -> None:
-    rows, cols = v["WARP_ROWS"], v["WARP_COLS"]
+    part = "GROUP" if "GROUP_ROWS" in v else "WARP"
+    rows, cols = v[f"{part}_ROWS"], v[f"{part}_COLS"]
+    words_of = {"GROUP": "warpgroup", "WARP": "warp"}
+    columns = (32, 64, 128, 256)
     for name, allowed, words in (
         ("WARP_ROWS", (16, 32, 64, 128), "16, 32, 64 or 128"),
         ("WARP_COLS", range(16, MAX_THREADS + 1, 16), "a multiple of 16"),
-        ("TILE_ROWS", range(rows, 129, rows), f"a multiple of WARP_ROWS = {rows} up to 128"),
-        ("TILE_COLS", range(cols, MAX_THREADS + 1, cols), f"a multiple of WARP_COLS = {cols}"),
+        ("GROUP_ROWS", (64, 128), "64 or 128"),
+        ("GROUP_COLS", columns, "32, 64, 128 or 256"),
+        ("TILE_ROWS", range(rows, 129, rows), f"a multiple of {part}_ROWS = {rows} up to 128"),
+        ("TILE_COLS", range(cols, MAX_THREADS + 1, cols), f"a multiple of {part}_COLS = {cols}"),
+        ("TILE_COLS", columns if part == "GROUP" else range(MAX_THREADS + 1), "32, 64, 128 or 256"),
         ("DEPTH", range(32, MAX_THREADS + 1, 32), "a multiple of 32"),
-        ("STAGES", range(3, 17), "from 3 to 16"),
+        ("STAGES", range(2 if part == "GROUP" else 3, 17), f"from {2 if part == 'GROUP' else 3} to 16"),
         ("COPIES", (1, 2, 4, 8), "1, 2, 4 or 8"),
     ):  # fmt: skip
         if name in v and v[name] not in allowed:
             raise ValueError(f"{name} of kernel {kernel.name!r} must be {words}, got {v[name]}")
-    if rows * cols > 64 * 64:
+    most = 64 * (256 if part == "GROUP" else 64)
+    if rows * cols > most:
         raise ValueError(
-            f"WARP_ROWS * WARP_COLS of kernel {kernel.name!r} are the sums that a warp keeps in registers: at most "
-            f"4096, got {rows * cols}"
+            f"{part}_ROWS * {part}_COLS of kernel {kernel.name!r} are the sums that a {words_of[part]} keeps in "
+            f"registers: at most {most}, got {rows * cols}"
         )
 
 
@@ -607,6 +624,10 @@ def _spans_in_panels(spec: HashSpec, n: int, v: Values, itemsize: int) -> int:
     return down * _ceil(spec.cols, width) * _ceil(width, v["TILE_COLS"] * v["SPAN"])
 
 
+def _groups_of_tile(v: Values) -> tuple[int, ...]:
+    return (128 * (v["TILE_ROWS"] // v["GROUP_ROWS"]) * (v["TILE_COLS"] // v["GROUP_COLS"]),)
+
+
 def _warps_of_tile(v: Values) -> tuple[int, ...]:
     return (32 * (v["TILE_ROWS"] // v["WARP_ROWS"]) * (v["TILE_COLS"] // v["WARP_COLS"]),)
 
@@ -616,8 +637,11 @@ def _lines_bytes(v: Values, side: str) -> int:
     return 2 * max(v["DEPTH"] * (v[side] + 8), v[side] * (v["DEPTH"] + 8))
 
 
+_DEPTH = 64  # of a stage of tensor.cuh
+
+
 def _stage_bytes(v: Values) -> int:
-    return _lines_bytes(v, "TILE_COLS") + v["DEPTH"] // 16 * (2 * 16 * 8 + 4 * 8)
+    return 2 * _DEPTH * max(v["TILE_COLS"], 64) + v["TILE_ROWS"] // 16 * (2 * _DEPTH + 2 * 4)
 
 
 def _pair_bytes(v: Values) -> int:
@@ -629,7 +653,7 @@ def _slices_bytes(axis: int) -> Callable[[HashSpec, Values], int]:
 
     def kept(spec: HashSpec, v: Values) -> int:
         side = _panel_side(spec, axis)
-        buffers = min(1 + _ceil(v["STAGES"] - 1, _ceil(side, v["DEPTH"])), _ceil(spec.shape[axis], side))
+        buffers = min(1 + _ceil(v["STAGES"] - 1, _ceil(side, _DEPTH)), _ceil(spec.shape[axis], side))
         return 16 * v["COPIES"] * buffers * (max(g.panel_buckets for g in spec.regions) // 8 + 2)
 
     return kept
@@ -639,11 +663,11 @@ def _sums_bytes(spec: HashSpec, v: Values) -> int:
     return 4 * max(g.panel_buckets for g in spec.regions) + 4 * v["TILE_ROWS"] // 16 * v["TILE_COLS"]
 
 
-_TENSOR = {"TILE_ROWS": 128, "TILE_COLS": 256, "DEPTH": 32, "STAGES": 4, "WARP_ROWS": 64, "WARP_COLS": 64, "COPIES": 8}
+_TENSOR = {"TILE_ROWS": 128, "TILE_COLS": 256, "GROUP_ROWS": 64, "GROUP_COLS": 256, "STAGES": 3, "COPIES": 8}
 _OUTER = {"TILE_ROWS": 128, "TILE_COLS": 128, "DEPTH": 32, "STAGES": 4, "WARP_ROWS": 64, "WARP_COLS": 32, "SPAN": 4}
 _TENSOR_NARROW = {
-    64: {"TILE_ROWS": 64, "TILE_COLS": 64, "WARP_ROWS": 32, "WARP_COLS": 32},
-    128: {"TILE_COLS": 128, "WARP_COLS": 32},
+    64: {"TILE_ROWS": 64, "TILE_COLS": 64, "GROUP_COLS": 32},
+    128: {"TILE_COLS": 64, "GROUP_COLS": 64},
 }
 CUDA |= {
     name: TensorKernel(
@@ -658,15 +682,33 @@ CUDA |= {
         parameters=parameters,
         narrow=narrow,
         tiles=tiles,
-        block=_warps_of_tile,
+        block=block,
         stage=stage,
         kept=kept,
     )
-    for name, operation, parameters, narrow, tiles, stage, kept in (
-        ("tensor", "matmul", _TENSOR, _TENSOR_NARROW, _tiles_in_panels, _stage_bytes, _slices_bytes(1)),
-        ("tensor_grad_x", "grad_x", _TENSOR, _TENSOR_NARROW, _tiles_in_panels_of_x, _stage_bytes, _slices_bytes(0)),
-        ("tensor_grad_w", "grad_w", _OUTER, {}, _spans_in_panels, _pair_bytes, _sums_bytes),
-    )
+    for name, operation, parameters, narrow, tiles, block, stage, kept in (
+        (
+            "tensor",
+            "matmul",
+            _TENSOR,
+            _TENSOR_NARROW,
+            _tiles_in_panels,
+            _groups_of_tile,
+            _stage_bytes,
+            _slices_bytes(1),
+        ),
+        (
+            "tensor_grad_x",
+            "grad_x",
+            _TENSOR,
+            _TENSOR_NARROW,
+            _tiles_in_panels_of_x,
+            _groups_of_tile,
+            _stage_bytes,
+            _slices_bytes(0),
+        ),
+        ("tensor_grad_w", "grad_w", _OUTER, {}, _spans_in_panels, _warps_of_tile, _pair_bytes, _sums_bytes),
+    )  # fmt: skip
 }
 
 # The kernels of a training step beside the products (hashedmm.graph): no products themselves, so that ``kernel=`` does
@@ -700,6 +742,7 @@ STEP: dict[str, CudaKernel] = {
 # which stands for all of them. Their shapes are worked out there.
 _PRODUCT = {"TILE_M": 128, "TILE_N": 128, "TILE_K": 16, "WARPS_M": 2, "WARPS_N": 4, "STAGES": 3}
 _SKETCH_ROWS = (
+    ("sketch_few", {"WARPS": 16, "TILE_COLS": 8}, ("float16", "float32")),
     ("sketch_lists", {"THREADS": 128}, ("float32",)),
     ("sketch_sum", {"WARPS": 8}, ("float32",)),
     ("sketch_multiply", _PRODUCT, ("float32",)),
@@ -713,6 +756,7 @@ _SKETCH_ROWS = (
     ("sketch_project_mma", {"UNITS": 2, "GROUPS": 2, "TILE_N": 256}, ("float16",)),
     ("sketch_outer_mma", {"UNITS": 2, "GROUPS": 2, "TILE_N": 256, "STAGES": 3}, ("float16",)),
 )  # fmt: skip
+_SKETCH_NARROW = {"sketch_few": {n: {"TILE_COLS": n} for n in (1, 2, 4)}}
 SKETCH: dict[str, CudaKernel] = {
     name: CudaKernel(
         name,
@@ -723,6 +767,7 @@ SKETCH: dict[str, CudaKernel] = {
         "sm_80",
         lambda spec: spec.block[0] > 1 and spec.block[1] == 1,
         parameters=parameters,
+        narrow=_SKETCH_NARROW.get(name, {}),
         block=lambda v: (
             v.get("THREADS") or 32 * (v.get("WARPS") or 4 * v.get("GROUPS", 0) or v["WARPS_M"] * v["WARPS_N"]),
         ),

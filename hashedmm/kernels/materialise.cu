@@ -55,13 +55,15 @@ extern "C" __global__ void materialise(
     if (codewords_aligned && rows_aligned) {  // the whole matrix or none of it
         const Piece* codeword[VECTOR];
         unsigned flip[VECTOR];  // the bits that change the sign of a word's one or two weights
-#pragma unroll
-        for (int c = 0; c < VECTOR; ++c) {
-            const Place place = locate(layout, first, j0 + c);
-            codeword[c] = reinterpret_cast<const Piece*>(w_k + place.bucket);
-            flip[c] = place.sign > 0 ? 0 : sizeof(WEIGHT) == 4 ? 0x80000000u : 0x80008000u;
-        }
         for (int i = first; i < end; i += VECTOR) {
+            if (i == first || i % BLOCK_ROWS == 0) {  // a block begins
+#pragma unroll
+                for (int c = 0; c < VECTOR; ++c) {
+                    const Place place = locate(layout, i, j0 + c);
+                    codeword[c] = reinterpret_cast<const Piece*>(w_k + place.bucket);
+                    flip[c] = place.sign > 0 ? 0 : sizeof(WEIGHT) == 4 ? 0x80000000u : 0x80008000u;
+                }
+            }
             Piece column[VECTOR];
 #pragma unroll
             for (int c = 0; c < VECTOR; ++c) column[c] = *codeword[c]++;

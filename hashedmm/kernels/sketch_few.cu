@@ -3,21 +3,22 @@
 // With a few columns there is next to no work: what counts is that everything is under way at once. A block owns one
 // strip, a tile of its outputs, and a part of its panels.
 // Who computes what: first all threads start to copy what the block needs of those panels to shared memory: the inputs,
-// the lists of the bins (sketch.cuh), the buckets. Then 2^shift lanes sum up the inputs of one bin: z. Then a thread owns
-// VECTOR neighbouring outputs, 16 bytes of every window, and every so many bins: one 16-byte read and VECTOR multiply-adds
-// a column. The threads that share outputs add their sums up in shared memory, and the blocks that share them as
-// split.cuh does: always in one order.
+// the lists of the bins (sketch.cuh), the buckets. Then 2^shift lanes sum up the inputs of one bin: z. Then a thread
+// owns VECTOR neighbouring outputs, 16 bytes of every window, and every so many bins: one 16-byte read, and VECTOR
+// multiply-adds a column. The threads that share outputs add their sums up in shared memory, and the blocks that share
+// them as split.cuh does: always in one order.
 // What to see: no read waits for another one, so that the latency of memory is paid once. A strip's panels follow each
 // other in w, in the lists and in x: each copy is one run of 16-byte pieces. Windows that overlap are read from memory
 // once. If tiles of outputs are low there are enough blocks without a split of the panels, and nobody has to meet; but
 // each computes z anew: additions are cheap.
 //
-// Launch: 32 * WARPS threads in a 1-D block; a 1-D grid: strips, tiles of outputs, parts (fastest). Dynamic shared memory:
-// of `many` panels, each rounded up to 16 bytes: the inputs; the lists; TILE_COLS + 1 floats a bin; the lists' starts; the
-// buckets. At least what the sums take: (VECTOR * (COLUMNS * rows / VECTOR + 4) * sharers + THREADS) * 4 bytes.
+// Launch: 32 * WARPS threads in a 1-D block; a 1-D grid: strips, tiles of outputs, parts (fastest). Dynamic shared
+// memory: of `many` panels, each rounded up to 16 bytes: the inputs; the lists; TILE_COLS floats a bin; 4 bytes a bin;
+// the lists' starts; the buckets. At least what the sums take: 4 * (VECTOR * (COLUMNS * rows / VECTOR + 4) * sharers +
+// THREADS) bytes, with THREADS / (rows / VECTOR) sharers, up to SHARERS.
 //     layout    where each weight is stored; blocks are one column wide
 //     w_k       (buckets)
-//     x_dn      (cols, n): element (j, s) at j * x_down + s * x_across; n <= TILE_COLS
+//     x_dn      (cols, n): element (j, s) at j * x_down + s * x_across; n <= TILE_COLS. If that is 1, x_down is too
 //     starts, entries, bins, capacity   the lists, as sketch_lists wrote them
 //     y_mn      (rows, n), C order, written in full
 //     part_pmn, arrived_t   for split.cuh: (parts, rows, n), any values, and (strips * tiles), zeros. Null if parts = 1
@@ -34,6 +35,7 @@
 #define TILE_COLS 8
 #endif
 #define THREADS (32 * WARPS)
+#define RESIDENT (TILE_COLS > 1 ? 512 / THREADS : 1024 / THREADS)  // blocks on a multiprocessor at once
 #define COLUMNS (TILE_COLS < 4 ? TILE_COLS : 4)         // whose sums meet in shared memory at a time
 #define EACH (TILE_COLS < VECTOR ? TILE_COLS : VECTOR)  // columns of a bin that a thread sums up: 16 bytes at most
 #define SHARERS 64                                      // most threads that share outputs
@@ -41,6 +43,12 @@
 template <int COUNT, class T> struct alignas(COUNT * sizeof(T)) Run {
     T v[COUNT];
 };
+
+// What Layout says of a panel. An index that is known only at run time would have all of it copied to local memory.
+template <class T> __device__ __forceinline__ int of_panel(const T (&all)[2][2], bool lower, bool narrower) {
+    const T wide = lower ? all[1][0] : all[0][0], narrow = lower ? all[1][1] : all[0][1];
+    return (int)(narrower ? narrow : wide);
+}
 
 // Start to copy a run of `count` elements, BYTES at a time if it begins at a multiple of that.
 template <int BYTES, class T>
@@ -51,18 +59,13 @@ __device__ __forceinline__ void copy_run(T* to, const T* from, int count) {
     for (int k = pieces * each + threadIdx.x; k < count; k += THREADS) to[k] = from[k];
 }
 
-// x_tile[k][c] = x[left + k][c], 0 for columns c >= n.
-__device__ __forceinline__ void copy_inputs(
-    WEIGHT* x_tile, const WEIGHT* x_dn, long long x_down, long long x_across, int left, int inputs, int n) {
-    const WEIGHT* from = x_dn + left * x_down;
-    if (n == TILE_COLS && x_across == 1) {  // as it stands
-        copy_run<16>(x_tile, from, inputs * TILE_COLS);
-        return;
-    }
-    // Down the columns: VECTOR inputs of one column at a time, if they begin at 16-byte boundaries.
+// x_tile[k][c] = from[k * x_down + c * x_across], 0 for columns c >= n. Where inputs are neighbours and begin at a
+// 16-byte boundary, VECTOR of one column at a time.
+__device__ __forceinline__ void spread_inputs(
+    WEIGHT* x_tile, const WEIGHT* from, long long x_down, long long x_across, int inputs, int n) {
     const bool aligned = x_down == 1 && (size_t)from % 16 == 0 && x_across % VECTOR == 0;
     const int pieces = aligned ? inputs / VECTOR : 0, first = pieces * VECTOR, rest = inputs - first;
-#pragma unroll 4
+#pragma unroll SLICE_LOADS
     for (int e = threadIdx.x; e < pieces * TILE_COLS; e += THREADS) {
         const int k = e / TILE_COLS * VECTOR, c = e % TILE_COLS;
         Run<VECTOR, WEIGHT> piece = {};
@@ -70,7 +73,7 @@ __device__ __forceinline__ void copy_inputs(
 #pragma unroll
         for (int q = 0; q < VECTOR; ++q) x_tile[(k + q) * TILE_COLS + c] = piece.v[q];
     }
-#pragma unroll 8
+#pragma unroll 4
     for (int e = threadIdx.x; e < rest * TILE_COLS; e += THREADS) {
         const int k = first + (x_across == 1 ? e / TILE_COLS : e % rest), c = x_across == 1 ? e % TILE_COLS : e / rest;
         x_tile[k * TILE_COLS + c] = c < n ? from[k * x_down + c * x_across] : WEIGHT(0.0f);
@@ -101,7 +104,7 @@ __device__ __forceinline__ void sum_bin(
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) sketch_few(
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) sketch_few(
     const Layout layout, const WEIGHT* __restrict__ w_k,
     const WEIGHT* __restrict__ x_dn, const long long x_down, const long long x_across,
     const unsigned short* __restrict__ starts, const unsigned short* __restrict__ entries, const int bins,
@@ -113,7 +116,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) sketch_few(
     const int across = panels_across(layout), strip_rows = min(BLOCK_ROWS, layout.rows);
     const int tiles = (strip_rows - 1) / rows + 1;
     const int part = blockIdx.x % parts, tile = blockIdx.x / parts % tiles, strip = blockIdx.x / parts / tiles;
-    const Split split = {part, parts, (int)((long long)across * part / parts), (int)((long long)across * (part + 1) / parts)};
+    const long long cut = across;  // its product with a part may be long
+    const Split split = {part, parts, (int)(cut * part / parts), (int)(cut * (part + 1) / parts)};
     const Meeting meeting = {part_pmn, arrived_t, y_mn, layout.rows, n};
     const bool aligned = BLOCK_ROWS % VECTOR == 0 && STRIDE % VECTOR == 0;
 
@@ -136,24 +140,29 @@ extern "C" __global__ void __launch_bounds__(THREADS) sketch_few(
     const int sharers = min(THREADS / pieces, SHARERS), mine = threadIdx.x / pieces;
     const int inside = tile * rows + threadIdx.x % pieces * VECTOR;  // this thread's first output, inside the strip
     const int here = min(VECTOR, strip_rows - inside);               // its outputs; none if not positive
-    const int full = bins_in_panel(layout, strip, 0);                // bins of every panel but the last
+    const bool lower = is_lower(layout, strip);
+    const int full = of_panel(layout.candidates, lower, layout.full_cols == 0);  // bins of the first panel, as of all
+    const int panel_buckets = of_panel(layout.buckets, lower, false);            // but the last; buckets of those
+    const bool contiguous = TILE_COLS == 1 || (x_across == 1 && x_down == TILE_COLS);
 
     float sum[VECTOR][TILE_COLS] = {};
-    for (int c = split.begin; c < split.end; c += many) {
-        const int panels = min(many, split.end - c), left = c * max_width;
-        const int inputs = min(panels * max_width, layout.cols - left);
-        const int all = (panels - 1) * full + bins_in_panel(layout, strip, c + panels - 1);
-        const long long list_at = (long long)strip * across + c;
-        const unsigned first = window(layout, strip, bins_before(layout, strip, c));
-        const int buckets = (panels - 1) * (int)layout.buckets[is_lower(layout, strip)][0]
-            + (int)layout.buckets[is_lower(layout, strip)][c + panels - 1 == layout.full_cols];
+    for (int first = split.begin; first < split.end; first += many) {
+        const int panels = min(many, split.end - first), last_panel = first + panels - 1;
+        const int inputs = min(panels * max_width, layout.cols - first * max_width);
+        const bool narrower = last_panel == layout.full_cols;
+        const int all = (panels - 1) * full + of_panel(layout.candidates, lower, narrower);
+        const int buckets = (panels - 1) * panel_buckets + of_panel(layout.buckets, lower, narrower);
+        const long long list_at = (long long)strip * across + first;
+        const WEIGHT* x = x_dn + first * max_width * x_down;
 
         copy_run<8>(list, entries + list_at * capacity, panels * capacity);
-        copy_inputs(x_tile, x_dn, x_down, x_across, left, inputs, n);
-        copy_run<2>(start, starts + list_at * (bins + 1), panels * (bins + 1));
+        if (contiguous) copy_run<16>(x_tile, x, inputs * TILE_COLS);
         cp_async_commit();
-        copy_run<16>(slice, w_k + first_bucket(layout, strip) + first, buckets);
+        copy_run<16>(slice, w_k + first_bucket(layout, strip) + (long long)first * panel_buckets, buckets);
         cp_async_commit();
+        if (!contiguous) spread_inputs(x_tile, x, x_down, x_across, inputs, n);
+#pragma unroll 2
+        for (int k = threadIdx.x; k < panels * (bins + 1); k += THREADS) start[k] = starts[list_at * (bins + 1) + k];
         cp_async_wait<1>();
         __syncthreads();  // inputs and lists are complete
 
@@ -172,7 +181,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) sketch_few(
             if (lane == 0 && e < items) {
 #pragma unroll
                 for (int c = 0; c < EACH; ++c) z[k * TILE_COLS + s + c] = bin[c];
-                if (s == 0) place[k] = window(layout, strip, bins_before(layout, strip, c) + k) - first;
+                if (s == 0) place[k] = q * panel_buckets + (k - q * full) * STRIDE;
             }
         }
         cp_async_wait<0>();
@@ -231,9 +240,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) sketch_few(
         for (int e = threadIdx.x; e < outputs * sections; e += THREADS) {
             const int i = e % outputs / COLUMNS, q = e % COLUMNS, section = e / outputs;
             const float* from = &total[i % VECTOR * pitch + i / VECTOR * COLUMNS + q];
+            const int end = min(sharers, (section + 1) * length);
             float all = 0.0f;
 #pragma unroll 8
-            for (int p = section * length; p < min(sharers, (section + 1) * length); ++p) all += from[p * VECTOR * pitch];
+            for (int p = section * length; p < end; ++p) all += from[p * VECTOR * pitch];
             if (sections > 1) {
                 some[e] = all;
             } else if (i < i_end - i0 && c + q < n) {

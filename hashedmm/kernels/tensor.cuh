@@ -1,38 +1,44 @@
-// Tensor cores on compressed weights: what tensor, tensor_grad_x and tensor_grad_w share. W is never stored anywhere,
-// not even a tile of it: ldmatrix takes the address of each row of 16 bytes, and here a row is a piece of a codeword
-// (the weights of one strip and one input), so the loads that feed mma.sync gather straight from the panel's buckets.
+// Tensor cores on compressed weights: what tensor and tensor_grad_x share. W is never stored anywhere, not even a tile
+// of it: ldmatrix takes the address of each row of 16 bytes, and here a row is a piece of a codeword (the weights of
+// one strip and one input), so the loads that feed the tensor cores gather straight from the panel's buckets.
 //
 // Words: a slab is 16 neighbouring outputs inside one strip. For one input it has two pieces of 8 weights, 16 bytes
-// each. A step is one mma deep, 16. A stage is one turn of the pipeline: a tile of the dense operand, DEPTH deep, and
-// the table of the slabs that it meets: where their pieces lie in shared memory, and their signs.
+// each. A step is 16 of the shared side of the product, one ldmatrix deep. A stage is one turn of the pipeline, DEPTH
+// of it: a tile of the dense operand (warpgroup.cuh says how it lies), and the table of the slabs that it meets: where
+// their pieces lie in shared memory, and their signs.
 //
-// Shared memory, all of it dynamic: STAGES stages, then `buffers` slices. A slice holds one panel's buckets COPIES
-// times, interleaved so that copy c lies on bank groups c, c + COPIES ... of the eight groups of 16 bytes. Lane k reads
-// copy k % COPIES: with 8 copies no two of the eight rows that ldmatrix fetches at a time can meet in a bank. While one
-// panel is multiplied the next one's slice is on its way.
-// Signs cost one operation: they flip the sign bits of two weights in a register at a time.
+// Shared memory, all of it dynamic: STAGES tiles, STAGES tables, then `buffers` slices. A slice holds one panel's
+// buckets COPIES times, interleaved so that copy c lies on bank groups c, c + COPIES ... of the eight groups of 16
+// bytes. Lane k reads copy k % COPIES: with 8 copies no two of the eight rows that ldmatrix fetches at a time can meet
+// in a bank. While one panel is multiplied the next one's slice is on its way.
+// A turn: gather A, start to multiply, and while the tensor cores work fill the stage that is free. Four warps, a
+// warpgroup, multiply together. Signs cost one operation: they flip the sign bits of two weights in a register at a
+// time.
 #pragma once
 
-#include "ptx.cuh"
 #include "weight.cuh"
+
+#include "warpgroup.cuh"
 
 #ifndef TILE_ROWS
 #define TILE_ROWS 128
 #define TILE_COLS 256
-#define DEPTH 32
-#define STAGES 4
-#define WARP_ROWS 64
-#define WARP_COLS 64
-#endif
-#ifndef COPIES
+#define GROUP_ROWS 64
+#define GROUP_COLS 256
+#define STAGES 3
 #define COPIES 8
 #endif
-#define WARPS_ACROSS (TILE_COLS / WARP_COLS)
-#define WARPS (TILE_ROWS / WARP_ROWS * WARPS_ACROSS)
-#define THREADS (32 * WARPS)
+#define DEPTH 64
 #define STEPS (DEPTH / 16)
-#define WARP_GROUPS (WARP_ROWS / 16)  // mma tiles down a warp's part of the output
-#define WARP_PAIRS (WARP_COLS / 16)   // pairs of mma tiles across it
+#define SLABS (TILE_ROWS / 16)
+#define GROUPS_ACROSS (TILE_COLS / GROUP_COLS)
+#define THREADS (128 * (TILE_ROWS / GROUP_ROWS) * GROUPS_ACROSS)
+#define WARPS (THREADS / 32)
+#define UNITS (GROUP_ROWS / 64)                           // of a warpgroup's 64 rows
+#define PART_COLS (GROUP_COLS > 128 ? 128 : GROUP_COLS)   // of one product
+#define PARTS (GROUP_COLS / PART_COLS)
+#define TILE (DEPTH * (TILE_COLS < 64 ? 64 : TILE_COLS))  // halves of a tile of the dense operand
+#define BLOCKS (PARTS * UNITS * THREADS > 256 ? 1 : 2)    // a multiprocessor, if registers are to suffice
 
 struct __align__(16) Piece {
     __half weight[8];
@@ -95,57 +101,51 @@ __device__ __forceinline__ void copy_slice(
 
 // ---- the dense operand
 
-// tile[line][e] = matrix[(first_line + line) * step + first + e], and 0 past the ends. Lines are PITCH apart: 16 bytes
-// more than a multiple of 32, so that ldmatrix finds neighbouring lines on different banks.
+// tile (line, e) = from[line * step + e], and 0 from line `lines` and e = `length` on; both are at least 1.
 template <int LINES, int LENGTH, int BYTES>
-__device__ __forceinline__ void copy_lines(
-    __half* tile, const __half* matrix, long long step, int first_line, int end_line, int first, int end) {
-    constexpr int COUNT = BYTES / 2, PITCH = LENGTH + 8;
+__device__ __forceinline__ void copy_edge(__half* tile, const __half* from, long long step, int lines, int length) {
+    constexpr int COUNT = BYTES / 2;
 #pragma unroll 1
     for (int e = threadIdx.x; e < LINES * (LENGTH / COUNT); e += THREADS) {
         const int line = e / (LENGTH / COUNT), at = e % (LENGTH / COUNT) * COUNT;
-        const int left = first_line + line < end_line ? min(max(end - first - at, 0), COUNT) : 0;
-        const __half* from = left ? matrix + (first_line + line) * step + first + at : matrix;
+        const int left = line < lines ? min(max(length - at, 0), COUNT) : 0;
+        const __half* source = left ? from + line * step + at : from;
+        __half* to = tile + swizzled(line, at, LINES);
         if (BYTES == 2) {
-            tile[line * PITCH + at] = left ? *from : __float2half_rn(0.0f);
+            *to = left ? *source : __float2half_rn(0.0f);
         } else {
-            cp_async < BYTES == 2 ? 4 : BYTES > (tile + line * PITCH + at, from, 2 * left);
+            cp_async < BYTES == 2 ? 4 : BYTES > (to, source, 2 * left);
         }
     }
 }
 
-// The same by the widest copies that the matrix's address and row length allow.
+// The same by the widest copies that the address and the distance of lines allow.
 template <int LINES, int LENGTH>
-__device__ __forceinline__ void load_lines(
-    __half* tile, const __half* matrix, long long step, int first_line, int end_line, int first, int end) {
-    constexpr int ACROSS = LENGTH / 8, DOWN = THREADS / ACROSS;  // threads, if a line is a whole part of them
-    const size_t odd = (size_t)(matrix + first) | (size_t)(2 * step);
-    if (THREADS % ACROSS == 0 && LINES % DOWN == 0 && odd % 16 == 0 && end_line - first_line >= LINES &&
-        end - first >= LENGTH) {  // nothing to check: two or three instructions for 16 bytes
+__device__ __forceinline__ void load_tile(__half* tile, const __half* from, long long step, int lines, int length) {
+    constexpr int ACROSS = LENGTH / 8, DOWN = THREADS / ACROSS;
+    const unsigned odd = (unsigned)(size_t)from | (unsigned)(2 * step);
+    if (LINES % DOWN == 0 && odd % 16 == 0 && lines >= LINES && length >= LENGTH) {  // nothing to check
         const int line = threadIdx.x / ACROSS, at = threadIdx.x % ACROSS * 8;
-        const __half* from = matrix + (first_line + line) * step + first + at;
+        __half* to = tile + swizzled(line, at, LINES);
+        from += line * step + at;
 #pragma unroll
-        for (int k = 0; k < LINES / DOWN; ++k, from += DOWN * step) {
-            cp_async<16>(tile + (line + k * DOWN) * (LENGTH + 8) + at, from);
+        for (int k = 0; k < LINES / DOWN; ++k, from += DOWN * step) {  // 8 lines on the swizzle is the same
+            cp_async<16>(DOWN % 8 ? tile + swizzled(line + k * DOWN, at, LINES) : to + k * DOWN * 64, from);
         }
     } else if (odd % 16 == 0) {
-        copy_lines<LINES, LENGTH, 16>(tile, matrix, step, first_line, end_line, first, end);
+        copy_edge<LINES, LENGTH, 16>(tile, from, step, lines, length);
     } else if (odd % 4 == 0) {
-        copy_lines<LINES, LENGTH, 4>(tile, matrix, step, first_line, end_line, first, end);
+        copy_edge<LINES, LENGTH, 4>(tile, from, step, lines, length);
     } else {
-        copy_lines<LINES, LENGTH, 2>(tile, matrix, step, first_line, end_line, first, end);
+        copy_edge<LINES, LENGTH, 2>(tile, from, step, lines, length);
     }
 }
 
 // ---- the pipeline
 
-#define LINES_DOWN (DEPTH * (TILE_COLS + 8))    // of a tile stored [depth][sample]
-#define LINES_ACROSS (TILE_COLS * (DEPTH + 8))  // of a tile stored [sample][depth]
-
-struct __align__(16) Stage {
-    __half tile[LINES_DOWN > LINES_ACROSS ? LINES_DOWN : LINES_ACROSS];
-    unsigned short slot[STEPS][16][8];  // [step][row or column a of the mma's A][slab or group b]: its first piece
-    unsigned signs[STEPS][8];           // [step][pair of columns of A, or row]: bits 2 b and 2 b + 1, see flip_signs
+struct __align__(16) Table {
+    unsigned short slot[SLABS][16][STEPS];  // [slab or group of 16 rows][column or row a of A]: its first piece
+    unsigned signs[2 * SLABS];              // see Product::tabulate
 };
 
 // Where the kernel stands on its way along the shared side of the product (inputs; in grad_x, outputs).
@@ -163,7 +163,8 @@ struct Product {
     const long long step;  // from one line of `dense` to the next
     const int m0, s0, n;   // the tile's first row and column in the output; all columns
     const Slices slices;
-    Stage* const stages;
+    __half* const stage_tiles;
+    Table* const tables;
 
     __device__ __forceinline__ int length() const { return GRAD_X ? layout.rows : layout.cols; }
     __device__ __forceinline__ int side() const { return min(GRAD_X ? PANEL_ROWS : PANEL_COLS, length()); }
@@ -173,96 +174,78 @@ struct Product {
     }
 
     // Start to fill a stage with the walk's next tile, and go on.
-    __device__ __forceinline__ void fill(Stage& stage, Walk& walk) const {
+    __device__ __forceinline__ void fill(int stage, Walk& walk) const {
         if (walk.at == walk.end) {  // a new panel
             walk.end += min(length() - walk.end, side());
             walk.buffer = walk.buffer + 1 == slices.buffers ? 0 : walk.buffer + 1;
             walk.panel = GRAD_X ? panel_of(layout, walk.at, m0) : panel_of(layout, m0, walk.at);
             copy_slice(layout, slices, walk.panel, walk.buffer, w_k);
         }
+        __half* tile = stage_tiles + stage * TILE;
         if (ACROSS) {
-            load_lines<TILE_COLS, DEPTH>(stage.tile, dense, step, s0, n, walk.at, walk.end);
+            load_tile<TILE_COLS, DEPTH>(tile, dense + s0 * step + walk.at, step, n - s0, walk.end - walk.at);
         } else {
-            load_lines<DEPTH, TILE_COLS>(stage.tile, dense, step, walk.at, walk.end, s0, n);
+            load_tile<DEPTH, TILE_COLS>(tile, dense + walk.at * step + s0, step, walk.end - walk.at, n - s0);
         }
-        // A warp hashes 4 of the 16 a and all 8 b of a step at a time: its 32 sign bits are one word.
-        const int lane = threadIdx.x % 32, b = lane % 16 / 2;
-#pragma unroll
-        for (int word = threadIdx.x / 32; word < 4 * STEPS; word += WARPS) {
-            const int quarter = word % 4, a = 2 * quarter + lane / 16 + 8 * (lane % 2);
-            const int down = walk.at + word / 4 * 16;  // along the walk
-            const int i = GRAD_X ? down : m0 + 16 * b, j = GRAD_X ? m0 + 16 * b + a : down + a;
-            const Slot slot = slot_in_panel(layout, walk.panel, i, j);
-            const bool inside = GRAD_X ? i < walk.end : j < walk.end;
-            const int piece = inside ? place_of(layout, slices, slot.offset / 8) : slices.zero;
-            stage.slot[word / 4][a][b] = (unsigned short)((walk.buffer * slices.pieces + piece) * COPIES);
-            const unsigned signs = __ballot_sync(~0u, slot.sign < 0.0f);
-            if (GRAD_X) {  // of rows 2 quarter and 2 quarter + 1: both halves of a register are of one row
-                if (lane < 2) stage.signs[word / 4][2 * quarter + lane] = (signs >> 16 * lane & 0xffffu) * 0x10001u;
-            } else if (lane == 0) {  // low half: columns 2 quarter (+ 8), high half: the columns right of them
-                stage.signs[word / 4][quarter] = signs;
-            }
-        }
+        tabulate(tables[stage], walk);
         walk.at += min(walk.end - walk.at, DEPTH);
     }
 
-    // The table's entries that this lane needs for one step, in registers early: addresses depend on them.
-    struct __align__(2 * WARP_GROUPS) Slots {
-        unsigned short of[WARP_GROUPS];
-    };
-    struct Entries {
-        Slots slot;
-        unsigned signs;
-    };
-
-    __device__ __forceinline__ Entries look_up(const Stage& stage, int step) const {
-        const int lane = threadIdx.x % 32, group = threadIdx.x / 32 / WARPS_ACROSS * WARP_GROUPS;
-        const int a = lane % 8 + 8 * (GRAD_X ? lane / 8 % 2 : lane / 16);
-        Entries out;
-        out.slot = *reinterpret_cast<const Slots*>(&stage.slot[step][a][group]);
-        out.signs = stage.signs[step][GRAD_X ? lane / 4 : lane % 4] >> 2 * group;
-        return out;
+    // A warp hashes 32 slabs at a time: bit q of a byte of their sign bits is step q / 2, and half q % 2 of the 16 a.
+    // The bytes of a word: in tensor columns a of two slabs, then the columns right of them (the halves of a register);
+    // in grad_x four rows a.
+    __device__ __forceinline__ void tabulate(Table& table, const Walk& walk) const {
+        const int lane = threadIdx.x % 32, byte = lane / 8, down = lane % 8 / 2;
+        const int first = walk.buffer * slices.pieces;
+#pragma unroll
+        for (int e = 0; e < (2 * SLABS + WARPS - 1) / WARPS; ++e) {
+            const int word = threadIdx.x / 32 + e * WARPS;
+            if (2 * SLABS % WARPS && word >= 2 * SLABS) break;
+            const int b = GRAD_X ? word / 2 : word % (SLABS / 2) * 2 + byte % 2;
+            const int a = lane % 2 * 8 + (GRAD_X ? word % 2 * 4 + byte : word / (SLABS / 2) * 2 + byte / 2);
+            const int i = GRAD_X ? walk.at + 16 * down : m0 + 16 * b;
+            const int j = GRAD_X ? m0 + 16 * b + a : walk.at + 16 * down + a;
+            const Slot slot = slot_in_panel(layout, walk.panel, i, j);
+            const bool inside = GRAD_X ? i < walk.end : j < walk.end;
+            const int place = STRIDE % 16 ? slot.offset / 8 : slot.offset / 16;  // a first piece
+            table.slot[b][a][down] = (unsigned short)((first + (inside ? place : slices.zero)) * COPIES);
+            const unsigned signs = __ballot_sync(~0u, slot.sign < 0.0f);
+            if (lane == 0) table.signs[word] = signs;
+        }
     }
 
-    struct Fragments {
-        unsigned a[WARP_GROUPS][4];     // W, or W transposed, without signs
-        unsigned b[2 * WARP_PAIRS][2];  // the dense operand
-        unsigned signs;
-    };
-
-    __device__ __forceinline__ void load(Fragments& f, const Entries& entries, const Stage& stage, int step) const {
+    // A's fragments of a stage: for every step and unit, W (or W transposed) straight from the slices.
+    __device__ __forceinline__ void gather(unsigned (&a)[STEPS][UNITS][4], const Table& table) const {
         const int lane = threadIdx.x % 32, low = lane / 8 % 2, high = lane / 16;
+        const int first = threadIdx.x / 128 / GROUPS_ACROSS * (4 * UNITS) + threadIdx.x / 32 % 4;
         const Piece* pieces = slices.at + (GRAD_X ? high : low) * slices.second * COPIES + lane % COPIES;
 #pragma unroll
-        for (int g = 0; g < WARP_GROUPS; ++g) {
+        for (int u = 0; u < UNITS; ++u) {
+            const int b = first + 4 * u;
+            const uint2 slots = *reinterpret_cast<const uint2*>(table.slot[b][lane % 8 + 8 * (GRAD_X ? low : high)]);
+            unsigned signs;
             if (GRAD_X) {
-                ldmatrix_x4(f.a[g], pieces + entries.slot.of[g]);
+                signs = (table.signs[2 * b + lane / 16] >> lane / 4 % 4 * 8 & 0xffu) * 0x10001u;
             } else {
-                ldmatrix_x4_trans(f.a[g], pieces + entries.slot.of[g]);
+                signs = table.signs[lane % 4 * (SLABS / 2) + b / 2] >> b % 2 * 8;
             }
-        }
-        f.signs = entries.signs;
-        const int col = threadIdx.x / 32 % WARPS_ACROSS * WARP_COLS;
 #pragma unroll
-        for (int p = 0; p < WARP_PAIRS; ++p) {
-            unsigned r[4];
-            if (ACROSS) {
-                const int line = col + 16 * p + 8 * high + lane % 8;
-                ldmatrix_x4(r, stage.tile + line * (DEPTH + 8) + 16 * step + 8 * low);
-            } else {
-                const int line = 16 * step + 8 * low + lane % 8;
-                ldmatrix_x4_trans(r, stage.tile + line * (TILE_COLS + 8) + col + 16 * p + 8 * high);
+            for (int k = 0; k < STEPS; ++k) {
+                const unsigned both = k < 2 ? slots.x : slots.y;
+                const Piece* row = pieces + (k % 2 ? both >> 16 : both & 0xffffu);
+                if (GRAD_X) {
+                    ldmatrix_x4(a[k][u], row);
+                } else {
+                    ldmatrix_x4_trans(a[k][u], row);
+                }
             }
-            f.b[2 * p][0] = r[0], f.b[2 * p][1] = r[1], f.b[2 * p + 1][0] = r[2], f.b[2 * p + 1][1] = r[3];
-        }
-    }
-
-    // Bits b and b + 16 of the word of signs go to where the two weights of a register have theirs.
-    static __device__ __forceinline__ void flip_signs(unsigned (&a)[4], unsigned signs, int group) {
 #pragma unroll
-        for (int r = 0; r < 4; ++r) {
-            const int bit = 2 * group + (GRAD_X ? r % 2 : r / 2);
-            a[r] ^= signs << (15 - bit) & 0x80008000u;
+            for (int k = 0; k < STEPS; ++k) {
+#pragma unroll
+                for (int r = 0; r < 4; ++r) {
+                    a[k][u][r] ^= signs << (15 - 2 * k - (GRAD_X ? r % 2 : r / 2)) & 0x80008000u;
+                }
+            }
         }
     }
 
@@ -275,84 +258,106 @@ struct Product {
         }
     }
 
+    // sum += A times a tile. On Hopper it is only begun, and `end` waits for it.
+    static __device__ __forceinline__ void begin(
+        float (&sum)[PARTS][UNITS][PART_COLS / 8][4], const unsigned (&a)[STEPS][UNITS][4], const __half* tile) {
+        const int col = threadIdx.x / 128 % GROUPS_ACROSS * GROUP_COLS;
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+        wgmma_fence();
+#pragma unroll
+        for (int k = 0; k < STEPS; ++k) {
+#pragma unroll
+            for (int p = 0; p < PARTS; ++p) {
+                const int n = col + p * PART_COLS;
+                const __half* at = ACROSS ? tile + n * 64 + 16 * k : tile + (n / 64 * DEPTH + 16 * k) * 64 + n % 64;
+                const unsigned long long b = wgmma_tile(at, ACROSS ? 1 : DEPTH * 8, 64);
+#pragma unroll
+                for (int u = 0; u < UNITS; ++u) wgmma<!ACROSS>(sum[p][u], a[k][u], b);
+            }
+        }
+        wgmma_commit();
+#else
+#pragma unroll
+        for (int p = 0; p < PARTS; ++p) {
+            warpgroup_product<!ACROSS>(sum[p], a, tile, 0, col + p * PART_COLS, DEPTH);
+        }
+#endif
+    }
+
+    static __device__ __forceinline__ void end(unsigned (&a)[STEPS][UNITS][4]) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+        wgmma_wait();
+#pragma unroll
+        for (int k = 0; k < STEPS; ++k) {  // until here A's registers must not be written
+#pragma unroll
+            for (int u = 0; u < UNITS; ++u) {
+                asm volatile("" : "+r"(a[k][u][0]), "+r"(a[k][u][1]), "+r"(a[k][u][2]), "+r"(a[k][u][3])::"memory");
+            }
+        }
+#endif
+    }
+
     // The whole tile of the output: rows m0 .. m_end, columns s0 .. n.
     __device__ __forceinline__ void run(__half* __restrict__ out_mn, int m_end) const {
         write_zeros(slices);
-        float sum[WARP_GROUPS][2 * WARP_PAIRS][4] = {};
+        float sum[PARTS][UNITS][PART_COLS / 8][4] = {};
         const int count = tiles();
         Walk walk = {0, 0, slices.buffers - 1, {}};
+#pragma unroll 1
         for (int s = 0; s < STAGES - 1; ++s) {
-            if (s < count) fill(stages[s], walk);
+            if (s < count) fill(s, walk);
             cp_async_commit();
         }
-        cp_async_wait<STAGES - 2>();
-        __syncthreads();  // the first stage is complete, and the tables of all that were begun
 
         const int last_side = (length() - 1) % side() + 1, cut_step = (last_side - 1) % DEPTH / 16;
         const int left = GRAD_X && length() % 16 ? length() % 16 : 16;  // outputs in the last slab
-        Fragments f[2];
-        load(f[0], look_up(stages[0], 0), stages[0], 0);
-        Entries entries = look_up(stages[0], 1);
-        for (int tile = 0, stage = 0; tile < count; ++tile) {
-            const int next = stage + 1 == STAGES ? 0 : stage + 1;
-            const bool more = tile + 1 < count;
+        int stage = 0, next = STAGES - 1;
+#pragma unroll 1
+        for (int tile = 0; tile < count; ++tile) {
+            cp_async_wait<STAGES - 2>();
+            tile_written();
+            __syncthreads();  // the stage is complete, and nobody reads the one before any more
+            unsigned a[STEPS][UNITS][4];
+            gather(a, tables[stage]);
+            if (left < 16 && tile + 1 == count) {
 #pragma unroll
-            for (int step = 0; step < STEPS; ++step) {
-                // Fragments are loaded one step ahead, and entries of the table two.
-                if (step + 1 < STEPS) {
-                    load(f[(step + 1) % 2], entries, stages[stage], step + 1);
-                } else {
-                    cp_async_wait<STAGES - 2>();
-                    __syncthreads();  // the next stage is complete; nobody reads this one any more
-                    if (more) load(f[(step + 1) % 2], entries, stages[next], 0);
-                }
-                if (step + 2 < STEPS) {
-                    entries = look_up(stages[stage], step + 2);
-                } else if (more) {  // written at least one barrier ago, since STAGES >= 3
-                    entries = look_up(stages[next], step + 2 - STEPS);
-                }
-                if (step == 0) {
-                    if (tile + STAGES - 1 < count) fill(stages[stage == 0 ? STAGES - 1 : stage - 1], walk);
-                    cp_async_commit();
-                }
-                Fragments& now = f[step % 2];
+                for (int k = 0; k < STEPS; ++k) {
 #pragma unroll
-                for (int g = 0; g < WARP_GROUPS; ++g) {
-                    flip_signs(now.a[g], now.signs, g);
-                    if (left < 16 && !more && step == cut_step) cut(now.a[g], left);
-#pragma unroll
-                    for (int c = 0; c < 2 * WARP_PAIRS; ++c) {
-                        mma_sync_m16n8k16(sum[g][c], now.a[g], now.b[c], sum[g][c]);
-                    }
+                    for (int u = 0; u < UNITS; ++u) cut(a[k][u], k == cut_step ? left : 16);
                 }
             }
-            stage = next;
+            begin(sum, a, stage_tiles + stage * TILE);
+            if (tile + STAGES - 1 < count) fill(next, walk);
+            cp_async_commit();
+            end(a);
+            stage = stage + 1 == STAGES ? 0 : stage + 1;
+            next = next + 1 == STAGES ? 0 : next + 1;
         }
         store(out_mn, m_end, sum);
     }
 
     __device__ __forceinline__ void store(
-        __half* __restrict__ out_mn, int m_end, const float (&sum)[WARP_GROUPS][2 * WARP_PAIRS][4]) const {
-        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-        const int row = m0 + warp / WARPS_ACROSS * WARP_ROWS + lane / 4;
-        const int col = s0 + warp % WARPS_ACROSS * WARP_COLS + 2 * (lane % 4);
+        __half* __restrict__ out_mn, int m_end, const float (&sum)[PARTS][UNITS][PART_COLS / 8][4]) const {
+        const int lane = threadIdx.x % 32, group = threadIdx.x / 128;
+        const int row = m0 + group / GROUPS_ACROSS * GROUP_ROWS + threadIdx.x / 32 % 4 * 16 + lane / 4;
+        const int col = s0 + group % GROUPS_ACROSS * GROUP_COLS + 2 * (lane % 4);
         const bool even = n % 2 == 0 && (size_t)out_mn % 4 == 0;
 #pragma unroll
-        for (int g = 0; g < WARP_GROUPS; ++g) {
+        for (int u = 0; u < UNITS; ++u) {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                const int i = row + 16 * g + 8 * half;
+                const int i = row + 64 * u + 8 * half;
                 if (i >= m_end) continue;
                 __half* out = out_mn + (long long)i * n;
 #pragma unroll
-                for (int c = 0; c < 2 * WARP_PAIRS; ++c) {
+                for (int c = 0; c < GROUP_COLS / 8; ++c) {
                     const int s = col + 8 * c;
-                    const float v = sum[g][c][2 * half], right = sum[g][c][2 * half + 1];
+                    const float(&v)[4] = sum[c / (PART_COLS / 8)][u][c % (PART_COLS / 8)];
                     if (even && s < n) {
-                        *reinterpret_cast<__half2*>(out + s) = __floats2half2_rn(v, right);
+                        *reinterpret_cast<__half2*>(out + s) = __floats2half2_rn(v[2 * half], v[2 * half + 1]);
                     } else {
-                        if (s < n) out[s] = __float2half_rn(v);
-                        if (s + 1 < n) out[s + 1] = __float2half_rn(right);
+                        if (s < n) out[s] = __float2half_rn(v[2 * half]);
+                        if (s + 1 < n) out[s + 1] = __float2half_rn(v[2 * half + 1]);
                     }
                 }
             }
@@ -374,12 +379,13 @@ __device__ __forceinline__ void tensor_product(
     const int panel = tile / tiles_down * side;
     const int m0 = panel + tile % tiles_down * TILE_ROWS, m_end = min(size - panel, side) + panel;
     const int s0 = blockIdx.x % tiles_across * TILE_COLS;
-    Stage* stages = (Stage*)shared;
-    const Slices slices = slices_of(layout, stages + STAGES, walked, length);
+    __half* stage_tiles = (__half*)shared;
+    Table* tables = (Table*)(stage_tiles + STAGES * TILE);
+    const Slices slices = slices_of(layout, tables + STAGES, walked, length);
     if (m0 >= m_end) return;  // the last panel is smaller than the others
     if (across == 1) {
-        Product<GRAD_X, false>{layout, w_k, dense, down, m0, s0, n, slices, stages}.run(out_mn, m_end);
+        Product<GRAD_X, false>{layout, w_k, dense, down, m0, s0, n, slices, stage_tiles, tables}.run(out_mn, m_end);
     } else {
-        Product<GRAD_X, true>{layout, w_k, dense, across, m0, s0, n, slices, stages}.run(out_mn, m_end);
+        Product<GRAD_X, true>{layout, w_k, dense, across, m0, s0, n, slices, stage_tiles, tables}.run(out_mn, m_end);
     }
 }

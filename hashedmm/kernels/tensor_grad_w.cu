@@ -11,15 +11,72 @@
 // Specs: as tensor. Launch: THREADS = 32 * (TILE_ROWS / WARP_ROWS) * (TILE_COLS / WARP_COLS) in a 1-D block. A 1-D
 // grid: for each row of panels, for each TILE_ROWS of it, for each panel, for each SPAN tiles of it. Dynamic shared
 // memory: the stages, the sums of the largest panel, and a table of TILE_ROWS / 16 x TILE_COLS words.
+// TILE_ROWS at most 128; WARP_ROWS 16, 32, 64 or 128; WARP_COLS a multiple of 16, DEPTH of 32; STAGES at least 3.
 //     layout  where each weight is stored
 //     x_dn    (cols, n): element (j, s) at j * x_down + s * x_across; one of the two is 1
 //     gy_mn   (rows, n): element (i, s) at i * gy_down + s * gy_across; one of the two is 1
 //     gw_k    (buckets), float32, zeros when the kernel begins
-#include "tensor.cuh"
+#include "ptx.cuh"
+#include "weight.cuh"
 
 #ifndef SPAN
+#define TILE_ROWS 128
+#define TILE_COLS 128
+#define DEPTH 32
+#define STAGES 4
+#define WARP_ROWS 64
+#define WARP_COLS 32
 #define SPAN 4
 #endif
+#define WARPS_ACROSS (TILE_COLS / WARP_COLS)
+#define WARPS (TILE_ROWS / WARP_ROWS * WARPS_ACROSS)
+#define THREADS (32 * WARPS)
+#define WARP_GROUPS (WARP_ROWS / 16)  // mma tiles down a warp's part of the output
+#define WARP_PAIRS (WARP_COLS / 16)   // pairs of mma tiles across it
+
+__device__ __forceinline__ int ceil_div(int a, int b) { return (a - 1) / b + 1; }
+
+// tile[line][e] = matrix[(first_line + line) * step + first + e], and 0 past the ends. Lines are PITCH apart: 16 bytes
+// more than a multiple of 32, so that ldmatrix finds neighbouring lines on different banks.
+template <int LINES, int LENGTH, int BYTES>
+__device__ __forceinline__ void copy_lines(
+    __half* tile, const __half* matrix, long long step, int first_line, int end_line, int first, int end) {
+    constexpr int COUNT = BYTES / 2, PITCH = LENGTH + 8;
+#pragma unroll 1
+    for (int e = threadIdx.x; e < LINES * (LENGTH / COUNT); e += THREADS) {
+        const int line = e / (LENGTH / COUNT), at = e % (LENGTH / COUNT) * COUNT;
+        const int left = first_line + line < end_line ? min(max(end - first - at, 0), COUNT) : 0;
+        const __half* from = left ? matrix + (first_line + line) * step + first + at : matrix;
+        if (BYTES == 2) {
+            tile[line * PITCH + at] = left ? *from : __float2half_rn(0.0f);
+        } else {
+            cp_async < BYTES == 2 ? 4 : BYTES > (tile + line * PITCH + at, from, 2 * left);
+        }
+    }
+}
+
+// The same by the widest copies that the matrix's address and row length allow.
+template <int LINES, int LENGTH>
+__device__ __forceinline__ void load_lines(
+    __half* tile, const __half* matrix, long long step, int first_line, int end_line, int first, int end) {
+    constexpr int ACROSS = LENGTH / 8, DOWN = THREADS / ACROSS;  // threads, if a line is a whole part of them
+    const size_t odd = (size_t)(matrix + first) | (size_t)(2 * step);
+    if (THREADS % ACROSS == 0 && LINES % DOWN == 0 && odd % 16 == 0 && end_line - first_line >= LINES &&
+        end - first >= LENGTH) {  // nothing to check: two or three instructions for 16 bytes
+        const int line = threadIdx.x / ACROSS, at = threadIdx.x % ACROSS * 8;
+        const __half* from = matrix + (first_line + line) * step + first + at;
+#pragma unroll
+        for (int k = 0; k < LINES / DOWN; ++k, from += DOWN * step) {
+            cp_async<16>(tile + (line + k * DOWN) * (LENGTH + 8) + at, from);
+        }
+    } else if (odd % 16 == 0) {
+        copy_lines<LINES, LENGTH, 16>(tile, matrix, step, first_line, end_line, first, end);
+    } else if (odd % 4 == 0) {
+        copy_lines<LINES, LENGTH, 4>(tile, matrix, step, first_line, end_line, first, end);
+    } else {
+        copy_lines<LINES, LENGTH, 2>(tile, matrix, step, first_line, end_line, first, end);
+    }
+}
 
 template <int SIDE>
 struct __align__(16) Lines {
