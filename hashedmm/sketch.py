@@ -404,9 +404,12 @@ class _Work:
         starts, entries = lists(self.spec, self.dtype, self.where)
         blocks = -(-n // self.samples) * g.across
 
-        def cost(strips: int) -> int:
-            """Of the launch, in strips: the busiest multiprocessor's, a tile being worth four; and a block's time."""
-            return -(-blocks * -(-g.strips // strips) // self.processors) * (4 + strips) + 2 * strips
+        def cost(strips: int) -> float:
+            """Of the launch, in strips: the busiest multiprocessor's, a tile being worth four; and a block's time. With
+            fewer than 16 warps at work on a multiprocessor, each waits for itself."""
+            busy = min(workers, strips * (g.groups if self.half else workers)) * blocks_each
+            each = (4 + strips) * max(1.0, 16 / busy)
+            return -(-blocks * -(-g.strips // strips) // self.processors) * each + 2 * strips
 
         strips = min((2**k for k in range(g.strips.bit_length() + 1)), key=cost)
         parts = (np.int32(max(1, min(g.groups, workers // strips))),) if self.half else ()
@@ -566,6 +569,8 @@ def _multiply_tile(spec: HashSpec, n: int, limit: int, processors: int) -> dict[
     for units, groups, tile_n in ((2, 2, 128), (2, 1, 128), (2, 1, 64), (1, 1, 64), (1, 1, 32)):
         v = {"UNITS": units, "GROUPS": groups, "TILE_N": min(tile_n, _up(n, (32, 64, 128)))}
         v |= {"TILE_K": tile_k, "STAGES": 4}
+        if tile_k == 64 and 2 * _multiply_bytes(spec, v) > limit:  # another stage may mean another slice
+            v["STAGES"] = 3
         tile_m = 64 * units * groups
         if tile_m > max(64, -(-g.height // 64) * 64) or _multiply_bytes(spec, v) > limit:
             continue

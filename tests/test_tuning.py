@@ -15,7 +15,7 @@ from hashedmm import HashSpec, bench, cli, explain, graph, hashed_matmul, matmul
 from hashedmm.kernels import CUDA
 from hashedmm.matmul import Candidate, choose
 
-RECORDS = ("gpu_ladder",)  # what hashedmm/tuning.json is made from: `hashedmm tune --ship` and these names
+RECORDS = ("gpu_ladder", "gpu_layer", "gpu_tuning")  # what hashedmm/tuning.json is made from: `hashedmm tune --ship` and these names
 STRIPS = HashSpec.strips((4096, 4096), 1 / 64, height=16)
 SMALL = HashSpec.strips((70, 130), 1 / 4, height=16, panel=(32, 64), seed=3)
 GPU = "A GPU of this test"
@@ -58,10 +58,12 @@ def test_no_choice_is_over_ten_per_cent_slower_than_the_best_kernel(name):
     table = next(t for t in tuning.shipped() if t.gpu == record["device"]["name"])
     assert tuning.too_slow(record["rows"], table) == []
     problems = {(p.spec, p.n, p.dtype): p for p in tuning.table_of(record).problems}
-    assert len(problems) >= 36
+    assert len(problems) >= {"gpu_ladder": 36, "gpu_layer": 60, "gpu_tuning": 6}[name]
     for (spec, n, dtype), p in problems.items():
         for operation, ms in p.ms.items():
             kernel = choose(operation, spec, n, dtype, "emulator").kernel
+            if name == "gpu_ladder" and kernel not in ms:
+                continue  # the ladder was recorded before strip, tensor and sketch were there
             assert ms[kernel] <= tuning.ALLOWED * min(ms.values()), (operation, spec, n, dtype, kernel)
 
 
