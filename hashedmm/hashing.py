@@ -329,7 +329,15 @@ class HashSpec:
         """One hash for a run of ``height`` outputs of one input, inside panels.
 
         A strip of rows is then a small codebook times a signed selection, W_I = C_I S_I, so that a product may sum
-        inputs first and multiply after (see `hashedmm.cpu`): less arithmetic than the dense layer it stands for.
+        inputs first and multiply after (see `hashedmm.cpu`, `hashedmm.sketch`): less arithmetic than the dense layer
+        it stands for.
+
+        What to choose (notebook 11; data/results/strips_accuracy.json and gpu_layer.json). A strip sees its inputs only
+        through its sums, one a candidate. At 1/8 a panel has plenty of them. At 1/64 the defaults leave 12 for 784
+        inputs, too few: give a ``stride`` of 16 to 24, which makes more candidates of the same buckets. More sums are
+        more accurate and slower. Higher strips are faster on a GPU: height 256 with panels (256, 416), stride 24, at
+        1/64, and (256, 512) without a stride at 1/8. ``kernel="sketch"`` needs height and stride to be multiples of 8
+        in float16, of 4 in float32.
         """
         rows, cols = _pair("shape", shape, ("rows", "cols"), MAX_SIDE)
         height = _integer("height", height, 1)
