@@ -184,25 +184,13 @@ def _compared(compressions: tuple[float, ...], extra: tuple[float, ...] = (), **
 
 
 def _strips_compared(**settings: Any) -> tuple[Run, ...]:
-    """Elementwise, and strips of several heights, panels and strides, all with the same dropout."""
-    shapes: dict[float, list[dict[str, Any]]] = {
-        1 / 64: [
-            {},
-            {"stride": 16},
-            {"height": 256, "panel": (256, 416), "stride": 32},
-            {"height": 256, "panel": (256, 416), "stride": 24},
-            {"height": 256, "panel": (256, 416), "stride": 16},
-        ],
-        1 / 8: [{"height": 256, "panel": (256, 512)}],
-    }
-    runs = []
-    for compression, options in shapes.items():
-        dropout = 0.1 if compression < 1 / 8 else 0.25
-        runs.append(Run("hashed:elementwise", compression, dropout=dropout, **settings))
-        runs += [
-            Run("hashed:strips", compression, dropout=dropout, options=tuple(o.items()), **settings) for o in options
-        ]
-    return tuple(runs)
+    """Elementwise, and strips of several heights, panels and strides, all at 1/64 and with the same dropout."""
+    wide = {"height": 256, "panel": (256, 416)}
+    options: list[dict[str, Any]] = [{}, {"stride": 16}, *({**wide, "stride": stride} for stride in (32, 24, 16))]
+    return (
+        Run("hashed:elementwise", 1 / 64, dropout=0.1, **settings),
+        *(Run("hashed:strips", 1 / 64, dropout=0.1, options=tuple(o.items()), **settings) for o in options),
+    )
 
 
 EXPERIMENTS: dict[str, Experiment] = {
