@@ -489,6 +489,7 @@ extern "C" __global__ void halves(
         out2[i] = __hfma2(p, q, __hadd2(p, q));
         float2 w = __half22float2(__float22half2_rn(make_float2(f[i], 2.0f)));
         out2[n + i] = __floats2half2_rn(w.x, w.y + __low2float(p) - __high2float(p));
+        out2[2 * n + i] = __heq2(p, __halves2half2(a[i], c[i]));
     }
 }
 """
@@ -515,8 +516,9 @@ def test_halves_exhaustively(rng):
     )
     f[-6:] = 65519.99, 65520, -65520, np.inf, np.nan, 2.0**-25
     a, b, c = (rng.integers(0, 65536, n).astype(np.uint16).view(np.float16) for _ in range(3))
+    c[: n // 8] = b[: n // 8]
     wide, narrow = np.zeros(65536, F32), np.zeros(n, np.float16)
-    out, out2 = np.zeros((8, n), np.float16), np.zeros((2, n, 2), np.float16)
+    out, out2 = np.zeros((8, n), np.float16), np.zeros((3, n, 2), np.float16)
     RawKernel(HALVES, "halves")((1,), (64,), (every, wide, f, narrow, a, b, c, out, out2, I32(n)))
     same = np.testing.assert_array_equal
     with np.errstate(all="ignore"):
@@ -527,6 +529,7 @@ def test_halves_exhaustively(rng):
         same(out[5], -np.abs(a))
         same(out[6], np.where(a < b, np.fmax(a, c), np.fmin(a, c)))
         assert (out[7] == np.float16(1 / 3) + np.float16(2)).all()
+        same(out2[2], np.stack([a == a, b == c], axis=1))
 
         some = slice(2000)  # Python's fractions are slow
         assert list(map(repr, out[4, some])) == list(map(repr, map(exact_fma, a[some], b[some], c[some])))

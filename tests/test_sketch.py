@@ -174,6 +174,26 @@ def test_gradients_are_the_same_bits_each_time(place):
             np.testing.assert_array_equal(at.back(hashed_matmul_grad_w(x, gy, spec, kernel="sketch")), first)
 
 
+@pytest.mark.parametrize("place", PLACES)
+def test_a_forward_plan_saves_the_gradient_the_sums(place, monkeypatch):
+    """The same bits from fewer launches; not if the columns were more than one chunk, or took one launch."""
+    at, spec = Place(place), SPECS["overlapping windows"](seed=3)
+    for dtype in TOLERANCE:
+        w, x, gy = (at.array(a) for a in operands(spec, 65, dtype))
+        forward = matmul.plan_matmul(w, x, at.array(np.zeros((spec.rows, 65), dtype)), spec, "sketch")
+        expected = at.back(hashed_matmul_grad_w(x, gy, spec, kernel="sketch"))
+        gw = at.array(np.zeros(spec.n_buckets, np.float32))
+        alone, after = (matmul.plan_grad_w(x, gy, gw, spec, "sketch", forward=f) for f in (None, forward))
+        assert len(list(after.launches())) == len(list(alone.launches())) - 1
+        forward.run()
+        after.run()
+        np.testing.assert_array_equal(at.back(gw), expected)
+        assert matmul.plan_matmul(w, x[:, :3].copy(), gw, spec, "sketch").kept is None
+    monkeypatch.setattr(sketch, "WORKSPACE", 1)
+    w, x, gy = (at.array(a) for a in operands(spec, 300, "float32"))
+    assert matmul.plan_matmul(w, x, at.array(np.zeros((spec.rows, 300), np.float32)), spec, "sketch").kept is None
+
+
 @needs_emulator
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("name", ["cut at the right and at the bottom", "overlapping windows"])

@@ -15,7 +15,11 @@ from hashedmm import HashSpec, bench, cli, explain, graph, hashed_matmul, matmul
 from hashedmm.kernels import CUDA
 from hashedmm.matmul import Candidate, choose
 
-RECORDS = ("gpu_ladder", "gpu_layer", "gpu_tuning")  # what hashedmm/tuning.json is made from: `hashedmm tune --ship` and these names
+RECORDS = (
+    "gpu_ladder",
+    "gpu_layer",
+    "gpu_tuning",
+)  # what hashedmm/tuning.json is made from: `hashedmm tune --ship` and these names
 STRIPS = HashSpec.strips((4096, 4096), 1 / 64, height=16)
 SMALL = HashSpec.strips((70, 130), 1 / 4, height=16, panel=(32, 64), seed=3)
 GPU = "A GPU of this test"
