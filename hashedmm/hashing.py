@@ -335,9 +335,9 @@ class HashSpec:
         What to choose (notebook 11; data/results/strips_accuracy.json and gpu_layer.json). A strip sees its inputs only
         through its sums, one a candidate. At 1/8 a panel has plenty of them. At 1/64 the defaults leave 12 for 784
         inputs, too few: give a ``stride`` of 16 to 24, which makes more candidates of the same buckets. More sums are
-        more accurate and slower. Higher strips are faster on a GPU: height 256 with panels (256, 416), stride 24, at
-        1/64, and (256, 512) without a stride at 1/8. ``kernel="sketch"`` needs height and stride to be multiples of 8
-        in float16, of 4 in float32.
+        more accurate, and cost more. The benchmark of GPUs takes height 256: at 1/64 panels (256, 416) and stride 24,
+        at 1/8 panels (256, 512) and no stride. ``kernel="sketch"`` needs height and stride to be multiples of 8 in
+        float16, of 4 in float32.
         """
         rows, cols = _pair("shape", shape, ("rows", "cols"), MAX_SIDE)
         height = _integer("height", height, 1)

@@ -498,7 +498,7 @@ class _Work:
     def product(self, name: str, m: int, n: int, args: tuple, windows: int | None) -> None:
         """One of the kernels of product.cuh, with results of m x n a strip, that notes where so many windows begin
         (None: those of its tile)."""
-        v = self.values(name, _split(_up(m, (32, 64, 128)), _up(n, (32, 64, 128)), 16))
+        v = self.values(name, _split(_up(m, (32, 64, 128)), _up(n, (32, 64, 128))))
         grid = self.geometry.strips * -(-m // v["TILE_M"]) * -(-n // v["TILE_N"])
         noted = -(-(v["TILE_M"] if windows is None else windows) // 4) * 16
         self.launch(name, v, grid, _threads(v), args, noted + _product_bytes(name, v))
@@ -520,11 +520,11 @@ def _threads(v: Mapping[str, int]) -> int:
     return 128 * v["GROUPS"] if "GROUPS" in v else 32 * v["WARPS_M"] * v["WARPS_N"]
 
 
-def _split(tile_m: int, tile_n: int, least_n: int) -> dict[str, int]:
-    """A tile shared out to up to eight warps: at most 64 x 64 each, at least 16 x least_n."""
+def _split(tile_m: int, tile_n: int) -> dict[str, int]:
+    """A tile shared out to up to eight warps: at most 64 x 64 each, at least 16 x 16."""
     m, n = max(1, tile_m // 64), max(1, tile_n // 64)
     while m * n < 8:
-        if tile_n // n > least_n and (tile_n // n >= tile_m // m or tile_m // m == 16):
+        if tile_n // n > 16 and (tile_n // n >= tile_m // m or tile_m // m == 16):
             n *= 2
         elif tile_m // m > 16:
             m *= 2

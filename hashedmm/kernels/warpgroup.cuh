@@ -2,7 +2,7 @@
 //
 // Four warps work together, a *warpgroup*: 64 rows of A a unit, 16 a warp, in the fragments that mma.sync takes (ptx.cuh).
 // On Hopper, compiled for sm_90a, a product is a wgmma: one instruction for 64 x N x 16, which reads B by itself and runs
-// while the warps go on (PTX ISA, "Asynchronous warpgroup level matrix instructions"). It is about twice as fast as
+// while the warps go on (PTX ISA, "Asynchronous warpgroup level matrix instructions"). Its peak is higher than that of
 // mma.sync, which every other GPU from sm_80 on gets here, and the emulator: the same sums from the same memory.
 //
 // A tile of B has rows of 64 halves, 128 bytes, whose eight 16-byte pieces are swapped around by the row's number: piece p
