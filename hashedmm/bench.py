@@ -602,7 +602,7 @@ class _Layer:
         import cupy
 
         y, gw = cupy.empty((self.spec.rows, self.n), self.dtype), cupy.zeros(self.spec.n_buckets, np.float32)
-        forward = plan_matmul(self.w, x, y, self.spec, "sketch")
+        forward = plan_matmul(self.w, x, y, self.spec, "sketch", keep=True)
         forward.run()
         plan_grad_w(x, gy, gw, self.spec, "sketch", forward=forward).run()
         return y, self.call("grad_x", kernels["grad_x"], i), gw

@@ -242,6 +242,8 @@ def _parser() -> argparse.ArgumentParser:
     either.add_argument("--gpu", action="store_true", help="the CUDA kernels, against cuBLAS (default on a GPU)")
     either.add_argument("--counters", action="store_true",
                         help="what the CUDA kernels ask memory for: emulated; on a GPU also by ncu")  # fmt: skip
+    either.add_argument("--bounds", action="store_true",
+                        help="what bounds the kernels of a large layer: how busy the GPU is, by ncu")  # fmt: skip
     p.add_argument("--output", metavar="FOLDER", default=str(OUT), help="where the records go (default out)")
     p.add_argument("--quick", action="store_true", help="smaller and fewer: half a minute, or a few minutes on a GPU")
     p.add_argument("--only", action="append", default=[], metavar="NAME",
@@ -526,11 +528,14 @@ def _bench(arguments: argparse.Namespace, argv: list[str]) -> int:
     folder = Path(arguments.output)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output must be a folder for bench, got the file {folder}")
-    on_gpu = arguments.gpu or (not arguments.cpu and not arguments.counters and gpu_available())
+    others = arguments.cpu or arguments.counters or arguments.bounds
+    on_gpu = arguments.gpu or (not others and gpu_available())
     if arguments.only and not on_gpu:
         raise ValueError("--only names records of bench --gpu, and this is another benchmark; leave it out")
     if arguments.counters:
         written = counters.run(folder)
+    elif arguments.bounds:
+        written = counters.run_bounds(folder)
     elif on_gpu:
         written = bench.run_gpu(folder, quick=arguments.quick, only=arguments.only)
     else:

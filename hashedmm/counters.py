@@ -1,9 +1,11 @@
-"""What kernels ask memory for: the emulator's counts beside the hardware's, for the same launches.
+"""What kernels ask memory for, by the emulator and by the hardware, for the same launches; and what bounds kernels.
 
 ``run`` writes data/results/counters.json. The emulator counts everywhere; where there is a GPU and Nsight Compute
 (``ncu``), the hardware's counters of the same launches are read as well. The launches are those of matmul kernels, and
 of three kernels that load 4, 8 or 16 bytes a lane from shared memory in patterns that tell the rules of its banks.
-Imports build, emulator, matmul, records.
+``run_bounds`` writes data/results/gpu_bounds.json: how busy each part of a GPU is in the launches of a large layer, and
+why warps wait.
+Imports bench, build, emulator, matmul, records.
 """
 
 from __future__ import annotations
@@ -20,11 +22,12 @@ from typing import Any
 import numpy as np
 
 from hashedmm import emulator
-from hashedmm.build import RawKernel, gpu_available
+from hashedmm.bench import LAYER
+from hashedmm.build import RawKernel, current_device, gpu_available
 from hashedmm.hashing import HashSpec
 from hashedmm.launch import Launch
-from hashedmm.matmul import plan_matmul
-from hashedmm.records import new_record, write
+from hashedmm.matmul import choose, plan_grad_w, plan_grad_x, plan_matmul
+from hashedmm.records import gpu_info, new_record, write
 
 SHAPE, COLUMNS = (128, 256), 64
 KERNELS = ("naive", "coalesced", "shared", "register_tile", "panel")
@@ -138,21 +141,27 @@ def emulated() -> list[Row]:
     return rows
 
 
-def hardware() -> list[Row]:
-    """The hardware's counts, by Nsight Compute; RuntimeError with its output where it fails."""
+def _profiled(function: str, kernels: list[str], metrics: list[str]) -> list[dict[str, str]]:
+    """What Nsight Compute says of the launches that a function of this module does: of these kernels, in this order."""
     program = shutil.which("ncu")
     if program is None:
         raise RuntimeError("Nsight Compute (ncu) is not on the PATH; it comes with the CUDA toolkit")
     command = [
         program, "--clock-control", "none", "--csv", "--page", "raw", "--print-units", "base",
-        "--kernel-name", f"regex:^({'|'.join((*KERNELS, *LOADS))})$", "--metrics", ",".join(METRICS.values()),
-        sys.executable, "-c", "from hashedmm.counters import launch_all; launch_all()",
+        "--kernel-name", f"regex:^({'|'.join(dict.fromkeys(kernels))})$", "--metrics", ",".join(metrics),
+        sys.executable, "-c", f"from hashedmm.counters import {function}; {function}()",
     ]  # fmt: skip
     run = subprocess.run(command, capture_output=True, text=True)
     lines = [line for line in run.stdout.splitlines() if line.startswith('"')]
     found = [row for row in csv.DictReader(lines) if row["Kernel Name"]]  # the second line holds units
-    if run.returncode or [row["Kernel Name"].partition("(")[0] for row in found] != [kernel for kernel, _ in cases()]:
-        raise RuntimeError(f"Nsight Compute did not report the {len(cases())} launches:\n{run.stdout}{run.stderr}")
+    if run.returncode or [row["Kernel Name"].partition("(")[0] for row in found] != kernels:
+        raise RuntimeError(f"Nsight Compute did not report the {len(kernels)} launches:\n{run.stdout}{run.stderr}")
+    return found
+
+
+def hardware() -> list[Row]:
+    """The hardware's counts, by Nsight Compute; RuntimeError with its output where it fails."""
+    found = _profiled("launch_all", [kernel for kernel, _ in cases()], list(METRICS.values()))
     return [
         _row(kernel, case, "ncu", {name: int(float(row[metric].replace(",", ""))) for name, metric in METRICS.items()})
         for (kernel, case), row in zip(cases(), found, strict=True)
@@ -165,12 +174,108 @@ def run(folder: Path | str, *, say: Callable[[str], None] = print) -> list[Path]
     folder.mkdir(parents=True, exist_ok=True)
     rows, device = emulated(), None
     if gpu_available():
-        from hashedmm.bench import gpu_info
-
         rows, device = rows + hardware(), gpu_info()
     for row in rows:
         counts = "  ".join(f"{name.replace('_', ' ')} {row[name]}" for name in METRICS if row[name])
         say(f"{row['source']:8} {row['kernel']:13} {row['case']:15} {counts}")
     path = folder / "counters.json"
     write(path, new_record("counters", rows, "hashedmm bench --counters", device))
+    return [path]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What bounds a kernel
+
+BOUNDS = {  # in percent of what the part of the GPU can do while the kernel runs, but for the first
+    "us": "gpu__time_duration.sum",
+    "dram": "dram__throughput.avg.pct_of_peak_sustained_elapsed",
+    "l2": "lts__throughput.avg.pct_of_peak_sustained_elapsed",
+    "shared": "l1tex__data_pipe_lsu_wavefronts.avg.pct_of_peak_sustained_elapsed",
+    "tensor": "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_elapsed",
+    "issue": "sm__inst_issued.avg.pct_of_peak_sustained_elapsed",
+    "warps": "sm__warps_active.avg.pct_of_peak_sustained_active",
+}
+STALLS = (
+    "barrier", "branch_resolving", "drain", "lg_throttle", "long_scoreboard", "math_pipe_throttle", "mio_throttle",
+    "no_instruction", "not_selected", "short_scoreboard", "wait",
+)  # fmt: skip
+_STALL = "smsp__average_warps_issue_stalled_{}_per_issue_active.ratio"
+BOUND_CASES = (  # of the layer "strips" and of "panels" in hashedmm.bench: operation, compression, n, dtype
+    *(("strips", o, 1 / 64, 1024, "float16") for o in ("matmul", "grad_x", "grad_w")),
+    ("strips", "matmul", 1 / 8, 1024, "float16"),
+    *(("strips", "matmul", 1 / 64, n, "float16") for n in (32, 8, 1)),
+    ("strips", "matmul", 1 / 8, 1, "float16"),
+    ("strips", "matmul", 1 / 64, 1, "float32"),
+    ("panels", "matmul", 1 / 64, 1, "float32"),
+)
+
+
+def bound_launches(shape: tuple[int, int] = (8192, 8192)) -> Iterator[tuple[tuple, HashSpec, Launch]]:
+    """(case, spec, launch) of every kernel that `hashed_matmul` and the gradients launch for ``BOUND_CASES``."""
+    import cupy
+
+    for case in BOUND_CASES:
+        layer, operation, compression, n, dtype = case
+        spec, rng = LAYER[layer](shape, compression), cupy.random.default_rng(0)
+
+        def random(*size: int) -> Any:
+            return (rng.random(size, np.float32) - 0.5).astype(dtype)  # noqa: B023
+
+        w, x, gy = random(spec.n_buckets), random(spec.cols, n), random(spec.rows, n)
+        kernel = choose(operation, spec, n, dtype, current_device()).kernel
+        plan: Any
+        if operation == "matmul":
+            plan = plan_matmul(w, x, cupy.empty_like(gy), spec, kernel)
+        elif operation == "grad_x":
+            plan = plan_grad_x(w, gy, cupy.empty_like(x), spec, kernel)
+        else:
+            plan = plan_grad_w(x, gy, cupy.zeros(spec.n_buckets, np.float32), spec, kernel)
+        for launch in plan.launches():
+            yield case, spec, launch
+
+
+def launch_bounds() -> None:
+    """Launch them: what Nsight Compute watches. (It flushes the caches before each.)"""
+    import cupy
+
+    for _, _, launch in bound_launches():
+        launch.run()
+    cupy.cuda.Device().synchronize()
+
+
+def bounds() -> list[Row]:
+    """A row for each launch: microseconds, percentages, and the three commonest reasons why a warp waits, in cycles an
+    instruction."""
+    launched = list(bound_launches())
+    metrics = [*BOUNDS.values(), *(_STALL.format(name) for name in STALLS)]
+    found = _profiled("launch_bounds", [launch.kernel.name for _, _, launch in launched], metrics)
+    rows = []
+    for ((layer, operation, compression, n, dtype), spec, launch), values in zip(launched, found, strict=True):
+        of = {metric: float(values[metric].replace(",", "")) for metric in metrics}
+        stalls = sorted(((of[_STALL.format(name)], name) for name in STALLS), reverse=True)[:3]
+        row: Row = {
+            "layer": layer, "operation": operation, "kernel": launch.kernel.name, "compression": compression,
+            "shape": [*spec.shape, n], "dtype": dtype, "spec": json.loads(spec.to_json()),
+            "blocks": launch.grid[0], "threads": launch.block[0], "shared_bytes": launch.shared_mem,
+        }  # fmt: skip
+        row |= {name: round(of[metric], 2) for name, metric in BOUNDS.items()}
+        row["us"] = round(of[BOUNDS["us"]] / 1e3, 2)
+        rows.append(row | {"stalls": {name: round(cycles, 2) for cycles, name in stalls}})
+    return rows
+
+
+def run_bounds(folder: Path | str, *, say: Callable[[str], None] = print) -> list[Path]:
+    """Profile and write gpu_bounds.json into ``folder``; ValueError where there is no GPU, RuntimeError without ncu."""
+    if not gpu_available():
+        raise ValueError("bounds: there is no GPU that CuPy can use here; `hashedmm doctor` says what is missing")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = bounds()
+    for row in rows:
+        percent = "  ".join(f"{name} {row[name]:.0f} %" for name in BOUNDS if name != "us")
+        stalls = ", ".join(f"{name} {cycles:.1f}" for name, cycles in row["stalls"].items())
+        what = f"{row['operation']:8} n {row['shape'][2]:<5} {row['kernel']:20}"
+        say(f"{what} {row['us']:8.1f} us  {percent}  waits: {stalls}")
+    path = folder / "gpu_bounds.json"
+    write(path, new_record("counters", rows, "hashedmm bench --bounds", gpu_info()))
     return [path]

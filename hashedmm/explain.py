@@ -146,18 +146,21 @@ def workspace_bytes(kernel: str, operation: str, spec: HashSpec, n: int, dtype: 
 
 
 def _sketch_workspace(operation: str, spec: HashSpec, n: int, dtype: str) -> int:
-    """z or u; for float32 the gradients of windows that overlap; and padded copies where n needs them. For few columns
-    the parts of sums."""
+    """z or u, if that leaves the chip; for float32 the gradients of windows that overlap; and padded copies where n
+    needs them. For few columns the parts of sums."""
     if sketch.takes_few(operation, spec, n, dtype, limit := shared_limit("emulator")):
         return sketch.few_workspace(spec, n, dtype, limit, sketch.MULTIPROCESSORS)
     g, size, padded = sketch.geometry(spec), np.dtype(dtype).itemsize, -(-n // sketch.ALIGN) * sketch.ALIGN
+    copies = (padded != n) * padded * (spec.rows + spec.cols) * size
+    if gpu_available() and sketch.takes_fused(operation, spec, n, dtype, current_device()):
+        return copies
     most = sketch.WORKSPACE // (g.strips * g.all_bins * size) // sketch.ROW * sketch.ROW
     chunk = min(padded, max(2 * sketch.ROW, most))
     total = g.strips * g.all_bins * -(-chunk // 32) * 32 * size
     direct = spec.unit == g.height and (spec.panel or spec.shape)[0] <= g.height
     if operation == "grad_w" and dtype == "float32" and not direct:
         total += 4 * g.strips * g.all_bins * g.height
-    return total + (padded != n) * padded * (spec.rows + spec.cols) * size
+    return total + copies
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -174,7 +174,7 @@ class Steps:
             weight, bias = self._part(self._values, 2 * i), self._part(self._values, 2 * i + 1)
             y = self._zeros(layer.spec.rows, pitch)
             kernel = _kernel("matmul", layer.spec, a, layer.kernel)
-            plans[f"{i} matmul: {kernel}"] = forward = plan_matmul(weight, a, y, layer.spec, kernel)
+            plans[f"{i} matmul: {kernel}"] = forward = plan_matmul(weight, a, y, layer.spec, kernel, keep=True)
             if i < len(self._layers) - 1:
                 seed, threshold = layer.dropout
                 plans[f"{i} activate"] = self._step_launch(

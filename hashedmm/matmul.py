@@ -504,16 +504,17 @@ Parameters = Mapping[str, Any]
 
 
 def plan_matmul(
-    w: Any, x: Any, y: Any, spec: HashSpec, kernel: str, parameters: Parameters | None = None
+    w: Any, x: Any, y: Any, spec: HashSpec, kernel: str, parameters: Parameters | None = None, *, keep: bool = False
 ) -> Launch | Plan:
     """What writes y = W x into ``y``, (d_out, n) in C order, n >= 1: ``run`` it, or trace or check its ``launches``.
 
     A `Launch`; for "sketch" a `Plan` of several. The arrays are as `hashed_matmul` takes them and are not checked
     again. ``parameters`` replace tile sizes of the kernel's row in ``KERNELS``, ValueError or TypeError if they do not
-    fit; for "sketch", {name of one of its kernels: its parameters}.
+    fit; for "sketch", {name of one of its kernels: its parameters}. ``keep``: a sketch leaves its sums of x behind, if
+    they are not too large, for `plan_grad_w`.
     """
     if kernel == "sketch":
-        return sketch.plan_matmul(w, x, y, spec, parameters)
+        return sketch.plan_matmul(w, x, y, spec, parameters, keep=keep)
     w, (x, down, across), n = _contiguous(w), _matrix(x), x.shape[1]
     return _plan(kernel, spec, n, x, parameters, (w, x, down, across, y, np.int32(n)))
 
@@ -535,7 +536,7 @@ def plan_grad_w(
     """What adds the buckets' gradients to ``gw``, (n_buckets,) float32, zeros before; the rest as `plan_matmul`.
 
     "sketch" adds in a fixed order, always to the same bits; ``forward``, the plan of the product with the same x, saves
-    it half of the work if that is a sketch too and has just run. For "grad_w_fixed" the three arrays ``fixed`` take the
+    it half of the work if that is a sketch too, made with ``keep``, and has just run. For "grad_w_fixed" the three arrays ``fixed`` take the
     place of ``gw``: scale (1,) float64, sums (n_buckets,) uint64, failed (1,) int32. `fixed_arrays` makes them.
     """
     if kernel == "sketch":

@@ -5,17 +5,17 @@ every input. (S_I x is feature hashing of x: Weinberger et al. 2009.) So
 
     y_I = C_I z_I  with  z_I = S_I x         gx = sum over I of S_I^T (C_I^T gy_I)         grad C_I = gy_I z_I^T
 
-Each is two kernels (hashedmm/kernels/sketch_*.cu) with z or u between them, the *workspace*. Columns go in chunks, so
-that the workspace stays small whatever n is. float16 takes tensor cores (sketch_*_mma.cu), float32 ordinary arithmetic.
-The lists that a sum walks are derived from the hash on the device, kept for the specs in use, counted by
-`lists_bytes`, and never saved. Nothing here ever makes W. Imports kernels, build and launch; hashedmm.matmul checks
-arguments and calls.
+Each is two kernels (hashedmm/kernels/sketch_*.cu) with z or u between them, the *workspace*; y = C S x may be one
+kernel, without it. Columns go in chunks, so that the workspace stays small whatever n is. float16 takes tensor cores
+(sketch_*_mma.cu), float32 ordinary arithmetic. The lists that a sum walks are derived from the hash on the device,
+kept for the specs in use, counted by `lists_bytes`, and never saved. Nothing here ever makes W. Imports kernels, build
+and launch; hashedmm.matmul checks arguments and calls.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -145,8 +145,13 @@ def _derive(name: str, spec: HashSpec, where: build.Device, starts: Any, entries
 Parameters = Mapping[str, Mapping[str, int]]  # kernel's name -> tile sizes that replace those chosen
 
 
-def plan_matmul(w: Any, x: Any, y: Any, spec: HashSpec, parameters: Parameters | None = None) -> Plan:
-    """The launches that write y = W x; see `hashedmm.matmul.plan_matmul`. If all columns are one chunk, it keeps z.
+def plan_matmul(
+    w: Any, x: Any, y: Any, spec: HashSpec, parameters: Parameters | None = None, *, keep: bool = False
+) -> Plan:
+    """The launches that write y = W x; see `hashedmm.matmul.plan_matmul`.
+
+    Where y = C S x is one launch, z is kept, and memory taken for it, only if ``keep``; where it is two, z is there
+    anyhow. What needs more than one workspace is not kept.
 
     Up to ``FEW`` columns it is one launch and keeps nothing, unless ``parameters`` are given for other kernels alone.
     """
@@ -155,6 +160,10 @@ def plan_matmul(w: Any, x: Any, y: Any, spec: HashSpec, parameters: Parameters |
         return plan_few(w, x, y, spec, (parameters or {}).get("sketch_few"))
     work = _Work(spec, x, parameters)
     w, x, y, after = work.vector(w), work.taken(x), *work.given(y)
+    if work.fused_tile:
+        keep = keep and len(work.chunks()) == 1
+        work.fused(w, x, y, work.bins if keep else None)
+        return work.plan(after, work.bins if keep else None)
     for first, n in work.chunks():
         work.sum(x, first, n)
         work.multiply(w, y, first, n)
@@ -220,6 +229,18 @@ def why_few_not(spec: HashSpec, dtype: str, shared_limit: int) -> str | None:
 def takes_few(operation: str, spec: HashSpec, n: int, dtype: str, shared_limit: int) -> bool:
     """Whether a product is one launch of sketch_few."""
     return operation == "matmul" and n <= FEW and why_few_not(spec, dtype, shared_limit) is None
+
+
+def takes_fused(operation: str, spec: HashSpec, n: int, dtype: str, where: build.Device) -> bool:
+    """Whether y = W x is one launch of sketch_fused_mma, if its tiles fit, by what an H100 was seen to do.
+
+    It is made for wgmma and for warpgroups that take registers from others, and wants enough blocks; and overlapping
+    windows: where each bucket is in one window, slices of w fill the shared memory. The emulator takes it if asked.
+    """
+    g = geometry(spec)
+    blocks = -(-g.strips // 2) * -(-n // 64)
+    faster = 128 < g.height <= 256 and g.bins <= 64 and g.buckets <= 4096 and 10 * blocks >= 9 * multiprocessors(where)
+    return operation == "matmul" and dtype == "float16" and faster and build.has_wgmma(where)
 
 
 def few_workspace(spec: HashSpec, n: int, dtype: str, shared_limit: int, processors: int) -> int:
@@ -343,13 +364,38 @@ class _Work:
         self.samples = ROW // like.dtype.itemsize  # columns of a row in shared memory
         column = g.strips * g.all_bins * like.dtype.itemsize
         self.chunk = min(self.padded, max(2 * ROW, WORKSPACE // column // ROW * ROW))
-        room = (g.strips, g.all_bins, -(-self.chunk // 32) * 32)
-        self.bins = empty(like, room, like.dtype) if bins is None else bins  # z or u
+        self.like, self.given_bins = like, bins
         self.sums: Any = None  # float32: the windows' gradients
         self.steps: list[Launch | Copy] = []
 
     def plan(self, after: list[Copy], kept: Any = None) -> Plan:
         return Plan((*self.steps, *after), kept)
+
+    @cached_property
+    def bins(self) -> Any:
+        """z or u of a chunk"""
+        if self.given_bins is not None:
+            return self.given_bins
+        room = (self.geometry.strips, self.geometry.all_bins, -(-self.chunk // 32) * 32)
+        return empty(self.like, room, self.like.dtype)
+
+    @cached_property
+    def fused_tile(self) -> dict[str, int] | None:
+        """How y = C S x is one launch; None if it is better, or has to be, two. ``parameters`` for the one, or for one
+        of the two, decide."""
+        if not self.half or (self.chosen and "sketch_fused_mma" not in self.chosen):
+            return None
+        if not self.chosen and not takes_fused("matmul", self.spec, self.n, self.dtype, self.where):
+            return None
+        best = _fused_tile(self.spec, self.limit, lists(self.spec, self.dtype, self.where)[1].shape[2])
+        if best is None and self.chosen:
+            g = self.geometry
+            raise ValueError(
+                f"kernel 'sketch_fused_mma' takes strips of at most 256 outputs with at most 64 candidates a panel, "
+                f"and two panels with their lists in {self.limit} bytes of shared memory; these have {g.height} "
+                f"outputs, {g.bins} candidates and {g.width} inputs a panel"
+            )
+        return best and self.values("sketch_fused_mma", best)
 
     def chunks(self) -> list[tuple[int, int]]:
         """(first column, columns) of each chunk."""
@@ -434,6 +480,18 @@ class _Work:
         )  # fmt: skip
         shared = 2 * values["STRIPS"] * g.bins * ROW
         self.launch("sketch_spread", values, blocks, 32 * values["WARPS"], args, shared)
+
+    def fused(self, w: Any, x: Any, y: Any, z: Any) -> None:
+        """y = C S x, and z if there is room given for it"""
+        g, v = self.geometry, self.fused_tile or {}
+        starts, entries = lists(self.spec, self.dtype, self.where)
+        args = (
+            starts, entries, np.int32(g.groups), np.int32(entries.shape[2]), w, x, np.int64(self.padded), np.int64(0),
+            y, np.int32(self.padded), z, np.int32(g.all_bins), np.int32(_slice_size(self.spec)),
+        )  # fmt: skip
+        grid = -(-g.strips // v["GROUPS"]) * -(-self.padded // 64)
+        shared = _fused_bytes(self.spec, v, entries.shape[2])
+        self.launch("sketch_fused_mma", v, grid, 2 * _threads(v), args, shared)
 
     def multiply(self, w: Any, y: Any, first: int, n: int) -> None:
         """y = C z"""
@@ -578,6 +636,25 @@ def _multiply_tile(spec: HashSpec, n: int, limit: int, processors: int) -> dict[
         if g.strips * -(-g.height // tile_m) * -(-n // v["TILE_N"]) >= processors:
             break
     return fitting
+
+
+def _fused_bytes(spec: HashSpec, v: Mapping[str, int], capacity: int) -> int:
+    g = geometry(spec)
+    parts = (v["STAGES"] + 1) * v["GROUPS"] * (_slice_size(spec) + capacity)
+    tiles = 2 * v["GROUPS"] * v["TILE_K"] * 64 + v["STAGES"] * (-(-g.width // 8) * 8 + 8) * 64
+    return 2 * (tiles + parts + _in_slice(spec, 64 * v["UNITS"]) + 8)
+
+
+def _fused_tile(spec: HashSpec, limit: int, capacity: int) -> dict[str, int] | None:
+    """None if the two halves have to be two kernels."""
+    g = geometry(spec)
+    if g.height > 256 or g.bins > 64:
+        return None
+    for stages in (3, 2):
+        v = {"UNITS": -(-g.height // 64), "GROUPS": 2, "TILE_K": _up(g.bins, (16, 32, 64)), "STAGES": stages}
+        if _fused_bytes(spec, v, capacity) <= limit:
+            return v
+    return None
 
 
 def _project_bytes(spec: HashSpec, v: Mapping[str, int]) -> int:

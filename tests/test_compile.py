@@ -5,9 +5,9 @@ import math
 
 import pytest
 
-from hashedmm import cli, compile, nvrtc, records
+from hashedmm import HashSpec, build, cli, compile, nvrtc, records
 from hashedmm.build import CompileError
-from hashedmm.kernels import BUILT, CUDA, STEP
+from hashedmm.kernels import BUILT, CUDA, STEP, structure
 
 needs_nvrtc = pytest.mark.skipif(not nvrtc.available(), reason="NVRTC is not installed: pip install 'hashedmm[nvrtc]'")
 ROW = {"kernel": "naive", "variant": "float32, strips", "arch": "sm_90", "registers": 32, "shared_bytes": 0,
@@ -61,6 +61,16 @@ def test_variants_cover_dtypes_structures_and_narrow_tiles():
             assert {f"float32, {label}" for label in compile.SPECS if kernel.rule(compile.SPECS[label])} <= set(names)
         assert "float16, strips" in names
     assert "float32, strips, n <= 1" in [variant.name for variant in compile.variants(CUDA["panel"])]
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("name", [n for n, k in BUILT.items() if build._includes(k.source, "warpgroup.cuh")])
+def test_hopper_builds(name):
+    """What is built for sm_90a: wgmma, where ptxas sees nothing that makes the tensor cores wait for each step."""
+    kernel, spec = BUILT[name], HashSpec.strips((8192, 8192), 1 / 64, height=256, panel=(256, 416), stride=24)
+    macros = {**kernel.parameters, **structure(spec), "WEIGHT": "__half"}
+    log = nvrtc.compiler().cubin(kernel.source, name, "90a", [f"-D{k}={v}" for k, v in macros.items()])[1]
+    assert "serialized" not in log and compile.usage(log)["spill_bytes"] <= 20
 
 
 def test_usage_adds_up():

@@ -11,7 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hashedmm import HashSpec, hashed_matmul, hashed_matmul_grad_w, hashed_matmul_grad_x, materialise
+from hashedmm import (
+    MLP,
+    SGD,
+    Adam,
+    Dataset,
+    HashSpec,
+    hashed_matmul,
+    hashed_matmul_grad_w,
+    hashed_matmul_grad_x,
+    materialise,
+    sketch,
+    train,
+)
 from hashedmm.kernels import CUDA
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,6 +69,17 @@ def launch_every_kernel() -> None:
                         continue
                     calls[kernel.operations[0]](kernel.name)
                     count += 1
+                if spec.structure == "strips":
+                    for operation in ("matmul", "grad_x", "grad_w"):
+                        calls[operation]("sketch")
+                    if dtype is np.float16:
+                        y = cupy.empty((spec.rows, n), dtype)
+                        sketch.plan_matmul(w, x, y, spec, {"sketch_fused_mma": {}}, keep=True).run()
+                    w, x, gy = w, x[:, :3].copy(), gy[:, :3].copy()
+                    calls["matmul"]("sketch")
+    data = Dataset("random", *(rng.standard_normal((40, 30), np.float32), rng.integers(0, 3, 40)) * 2)
+    for optimizer in (Adam(1e-3), SGD(1e-2)):  # the steps' kernels, captured
+        train(MLP([30, 32, 3], compression=0.5, dropout=0.2, xp=cupy), data, epochs=2, batch=9, optimizer=optimizer)
     cupy.cuda.Device().synchronize()
     print(f"{count} launches")
 

@@ -208,13 +208,65 @@ def test_launches_are_free_of_races_and_of_any_order(name, dtype):
 
 
 def test_every_kernel_of_the_schedule_is_met():
-    """By the cases above, and those that make lists."""
-    met = {"sketch_lists", "sketch_groups"}
+    """By the cases above and below, and those that make lists."""
+    met = {"sketch_lists", "sketch_groups", "sketch_fused_mma"}
     for dtype, name in itertools.product(TOLERANCE, ("overlapping windows", "one strip")):
         plans = [*planned(Place("emulator"), SPECS[name](), 9, dtype).values()]
         for plan, _, _ in (*plans, planned(Place("emulator"), SPECS[name](), 8, dtype)["matmul"]):
             met |= {one.kernel.name for one in plan.launches()}
     assert met == set(SKETCH)
+
+
+# ---- both halves in one launch
+
+
+FUSED_SPECS = {name: make for name, make in SPECS.items() if sketch.geometry(make()).bins <= 64} | {
+    "an odd number of strips": lambda **k: HashSpec((520, 300), 1 / 16, (176, 1), (176, 80), 24, **k),
+    "windows that overlap": lambda **k: HashSpec((70, 130), 1 / 4, (16, 1), (32, 64), 8, **k),
+}
+
+
+@pytest.mark.parametrize("name", FUSED_SPECS)
+@pytest.mark.parametrize("place", PLACES)
+def test_both_halves_in_one_launch(place, name, nan_memory):
+    """The same y, and the same z to the bit as that of two launches; without z, no memory beside the result."""
+    at, spec = Place(place), FUSED_SPECS[name](seed=4)
+    g = sketch.geometry(spec)
+    for n in (8, 67, 136):
+        w, x, _ = operands(spec, n, "float16")
+        at_w, at_x = at.array(w), at.array(x)
+        plans, outs = {}, {}
+        for kernel, keep in (("sketch_fused_mma", True), ("sketch_fused_mma", False), ("sketch_sum_mma", True)):
+            out = outs[kernel, keep] = at.array(np.full((spec.rows, n), np.nan, np.float16))
+            plans[kernel, keep] = plan = sketch.plan_matmul(at_w, at_x, out, spec, {kernel: {}}, keep=keep)
+            plan.run()
+        z, alone, two = plans.values()
+        assert [one.kernel.name for one in alone.launches()] == ["sketch_fused_mma"]
+        assert alone.kept is None and len(list(two.launches())) == 2
+        expected = reference.matmul(w.astype(np.float64), x.astype(np.float64), spec)
+        for what, out in outs.items():
+            check(at.back(out), expected, "float16", f"{what} of {spec}, n = {n}")
+        for strip in range(g.strips):
+            own = [r for r in spec.regions if r.row <= strip * g.height < r.row + r.rows]
+            meant = strip, slice(sum(r.candidates * r.grid_cols for r in own))
+            np.testing.assert_array_equal(at.back(z.kept)[meant], at.back(two.kept)[meant])
+
+
+@needs_emulator
+@pytest.mark.parametrize("name", ["windows that overlap", "an odd number of strips"])
+def test_the_one_launch_is_free_of_races(name):
+    spec = FUSED_SPECS[name](seed=1)
+    w, x, _ = operands(spec, 72, "float16")
+    y = np.full((spec.rows, 72), np.nan, np.float16)
+    (one,) = sketch.plan_matmul(w, x, y, spec, {"sketch_fused_mma": {}}, keep=True).launches()
+    report = emulator.check(*one[:4], shared_mem=one.shared_mem)
+    assert report.ok, str(report)
+
+
+def test_what_does_not_fit_one_launch():
+    w, x, gy = operands(spec := SPECS["overlapping windows"](), 9, "float16")
+    with pytest.raises(ValueError, match="at most 64 candidates a panel.* 127 candidates"):
+        sketch.plan_matmul(w, x, gy, spec, {"sketch_fused_mma": {}})
 
 
 # ---- few columns: one launch

@@ -376,8 +376,13 @@ def _check_tensor(kernel: CudaKernel, v: Values) -> None:
 
 def _check_warpgroups(kernel: CudaKernel, v: Values) -> None:
     """The tiles of warpgroup.cuh."""
-    columns = v["TILE_N"] // (1 if "TILE_K" in v else v["GROUPS"])
-    if v["UNITS"] > 2 or v["GROUPS"] > 2 or columns not in (32, 64, 128) or (columns == 32 and v["TILE_N"] > 32):
+    columns = v.get("TILE_N", 64) // (1 if "TILE_K" in v else v["GROUPS"])
+    if "TILE_N" not in v:  # sketch_fused_mma
+        if v["UNITS"] > 4 or v["GROUPS"] > 2:
+            raise ValueError(
+                f"kernel {kernel.name!r} takes up to 4 UNITS and 2 GROUPS, got {v['UNITS']} and {v['GROUPS']}"
+            )
+    elif v["UNITS"] > 2 or v["GROUPS"] > 2 or columns not in (32, 64, 128) or (columns == 32 and v["TILE_N"] > 32):
         raise ValueError(
             f"kernel {kernel.name!r} takes 1 or 2 UNITS and GROUPS, and 32, 64 or 128 columns a warpgroup, got UNITS = "
             f"{v['UNITS']}, GROUPS = {v['GROUPS']}, TILE_N = {v['TILE_N']}"
@@ -753,6 +758,7 @@ _SKETCH_ROWS = (
     ("sketch_groups", {"THREADS": 128}, ("float16",)),
     ("sketch_sum_mma", {"WARPS": 8, "RESIDENT": 3}, ("float16",)),
     ("sketch_multiply_mma", {"UNITS": 2, "GROUPS": 2, "TILE_N": 128, "TILE_K": 64, "STAGES": 3}, ("float16",)),
+    ("sketch_fused_mma", {"UNITS": 4, "GROUPS": 2, "TILE_K": 64, "STAGES": 3}, ("float16",)),
     ("sketch_project_mma", {"UNITS": 2, "GROUPS": 2, "TILE_N": 256}, ("float16",)),
     ("sketch_outer_mma", {"UNITS": 2, "GROUPS": 2, "TILE_N": 256, "STAGES": 3}, ("float16",)),
 )  # fmt: skip

@@ -14,6 +14,11 @@
 //   cp_async_wait<N> ()                   wait until at most N groups are under way: the data are there for this thread, and
 //                                         for the others after a barrier
 //
+//   block_barrier ()                      __syncthreads for warps that come from different places of the code: PTX asks that
+//                                         all warps arrive, CUDA C++ that they do at the same place
+//   thread_anew ()                        threadIdx.x, read at this place: what a loop's end derives from it is then not kept
+//                                         in registers from before the loop on
+//
 // Which lane holds what, with g = lane / 4 and t = lane % 4: a[0] is (g, 2t..2t+1), a[1] (g + 8, 2t..), a[2] (g, 2t + 8..),
 // a[3] (g + 8, 2t + 8..); b[0] is (2t..2t+1, g), b[1] (2t + 8.., g); d[0..1] are (g, 2t..2t+1), d[2..3] (g + 8, 2t..2t+1).
 #pragma once
@@ -63,6 +68,12 @@ template <int N> PTX_FUNCTION void cp_async(void* shared, const void* global, in
     }
 }
 PTX_FUNCTION void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+PTX_FUNCTION int thread_anew() {
+    int x;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+    return x;
+}
+PTX_FUNCTION void block_barrier() { asm volatile("barrier.sync.aligned 0;" ::: "memory"); }
 template <int N> PTX_FUNCTION void cp_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
 
 #undef PTX_FUNCTION
@@ -155,5 +166,7 @@ template <int N> HM_ACCESSOR void cp_async(void* shared, const void* global, int
 }
 HM_UNTRACED void cp_async_commit() { hm_cp_async_commit(); }
 template <int N> HM_UNTRACED void cp_async_wait() { hm_cp_async_wait(N); }
+HM_UNTRACED void block_barrier() { __syncthreads(); }
+#define thread_anew() ((int)threadIdx.x)
 
 #endif

@@ -125,3 +125,11 @@ __device__ __forceinline__ void put_fragments(__half* to, const float (*sum)[4],
 __device__ __forceinline__ int in_slice(const Layout& layout, int bucket) {
     return STRIDE % 64 == 0 ? bucket / 64 * 72 + bucket % 64 : bucket;
 }
+
+// For two entries of the lists that sketch_groups.cu writes: +1 or -1 where the bin is `bin`, else +0 or -0, as two halves.
+// Bits 11..14, read as halves, are sixteen different numbers (powers of four): one instruction compares two.
+__device__ __forceinline__ unsigned select(unsigned entries, unsigned bin) {
+    const unsigned bits = entries & 0x78007800u;
+    const __half2 one = __heq2(*reinterpret_cast<const __half2*>(&bits), *reinterpret_cast<const __half2*>(&bin));
+    return *reinterpret_cast<const unsigned*>(&one) | (entries & 0x80008000u);
+}

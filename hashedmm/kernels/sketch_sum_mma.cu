@@ -27,14 +27,6 @@
 #define RESIDENT 3  // blocks that must fit on a multiprocessor at once
 #endif
 
-// For two entries: +1 or -1 where the bin is `bin`, else +0 or -0, as two halves. Bits 11..14, read as halves, are sixteen
-// different numbers (powers of four): one instruction compares two.
-__device__ __forceinline__ unsigned select(unsigned entries, unsigned bin) {
-    const unsigned bits = entries & 0x78007800u;
-    const __half2 one = __heq2(*reinterpret_cast<const __half2*>(&bits), *reinterpret_cast<const __half2*>(&bin));
-    return *reinterpret_cast<const unsigned*>(&one) | (entries & 0x80008000u);
-}
-
 extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT) sketch_sum_mma(
     const Layout layout, const unsigned short* __restrict__ starts, const unsigned short* __restrict__ entries,
     const int groups, const int capacity, const __half* __restrict__ x_dn, const long long pitch, const long long first,

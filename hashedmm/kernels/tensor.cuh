@@ -286,7 +286,7 @@ struct Product {
 
     static __device__ __forceinline__ void end(unsigned (&a)[STEPS][UNITS][4]) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-        wgmma_wait();
+        warpgroup_wait<0>();
 #pragma unroll
         for (int k = 0; k < STEPS; ++k) {  // until here A's registers must not be written
 #pragma unroll

@@ -22,7 +22,6 @@ __device__ __forceinline__ int swizzled(int row, int column, int rows) {
 
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
 
 // What the tensor core is told of a tile: its address, how far apart its parts are (in 16 bytes), and the swizzle.
 __device__ __forceinline__ unsigned long long wgmma_tile(const __half* b, unsigned leading, unsigned stride) {
@@ -61,16 +60,30 @@ __device__ __forceinline__ void wgmma(float (&d)[16][4], const unsigned (&a)[4],
 // What cp.async has written becomes visible to wgmma: after cp_async_wait, before the barrier.
 __device__ __forceinline__ void tile_written() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
+// All products that were begun are done, but for the last N.
+template <int N>
+__device__ __forceinline__ void warpgroup_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory"); }
+
+// A warpgroup that needs fewer registers than the kernel was compiled for gives them back; then another can take more.
+template <int N>
+__device__ __forceinline__ void release_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N)); }
+template <int N>
+__device__ __forceinline__ void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N)); }
+
 #else
 
 __device__ __forceinline__ void tile_written() {}
+template <int N> __device__ __forceinline__ void warpgroup_wait() {}
+template <int N> __device__ __forceinline__ void release_registers() {}
+template <int N> __device__ __forceinline__ void take_registers() {}
 
 #endif
 
 // d[u] += a[k][u] b for K16 steps of 16 of k and M64 units of 64 rows; b is the tile's first row or column of k, and n
-// its first column (BY_K: a multiple of N) or row. All four warps together.
+// its first column (BY_K: a multiple of N) or row. All four warps together. Until warpgroup_wait, d, a and the tile are
+// in use: nobody touches them.
 template <bool BY_K, int K16, int M64, int N8>
-__device__ __forceinline__ void warpgroup_product(
+__device__ __forceinline__ void warpgroup_begin(
     float (&d)[M64][N8][4], const unsigned (&a)[K16][M64][4], const __half* tile, int k0, int n, int rows) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     wgmma_fence();
@@ -83,7 +96,6 @@ __device__ __forceinline__ void warpgroup_product(
         for (int u = 0; u < M64; ++u) wgmma<BY_K>(d[u], a[k][u], b);
     }
     wgmma_commit();
-    wgmma_wait();
 #else
     const int lane = threadIdx.x % 32;
 #pragma unroll
@@ -105,4 +117,12 @@ __device__ __forceinline__ void warpgroup_product(
         }
     }
 #endif
+}
+
+// The same, begun and done.
+template <bool BY_K, int K16, int M64, int N8>
+__device__ __forceinline__ void warpgroup_product(
+    float (&d)[M64][N8][4], const unsigned (&a)[K16][M64][4], const __half* tile, int k0, int n, int rows) {
+    warpgroup_begin<BY_K>(d, a, tile, k0, n, rows);
+    warpgroup_wait<0>();
 }
