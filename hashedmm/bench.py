@@ -711,7 +711,12 @@ def _gemv(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Callable[[],
     if x.shape[1] != 1 or x.dtype != cupy.float32:
         return {}
     y = cupy.empty(left["C"].shape[0], x.dtype)
-    return {f"gemv {p}": partial(cupy.cublas.gemv, "N", 1.0, a, x.ravel(), 0.0, y) for p, a in left.items()}
+
+    def product(a: Any) -> Any:
+        cupy.cublas.gemv("N", 1.0, a, x.ravel(), 0.0, y)
+        return y
+
+    return {f"gemv {p}": partial(product, a) for p, a in left.items()}
 
 
 class _Dense:

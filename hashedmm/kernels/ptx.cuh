@@ -14,8 +14,8 @@
 //   cp_async_wait<N> ()                   wait until at most N groups are under way: the data are there for this thread, and
 //                                         for the others after a barrier
 //
-//   block_barrier ()                      __syncthreads for warps that come from different places of the code: PTX asks that
-//                                         all warps arrive, CUDA C++ that they do at the same place
+//   block_barrier<THREADS> ()             __syncthreads for warps that come from different places of the code: PTX asks that
+//                                         THREADS threads arrive (here all of the block's), CUDA C++ at the same place
 //   thread_anew ()                        threadIdx.x, read at this place: what a loop's end derives from it is then not kept
 //                                         in registers from before the loop on
 //
@@ -73,7 +73,9 @@ PTX_FUNCTION int thread_anew() {
     asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
     return x;
 }
-PTX_FUNCTION void block_barrier() { asm volatile("barrier.sync.aligned 0;" ::: "memory"); }
+template <int THREADS> PTX_FUNCTION void block_barrier() {
+    asm volatile("barrier.sync.aligned 1, %0;" ::"n"(THREADS) : "memory");
+}
 template <int N> PTX_FUNCTION void cp_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
 
 #undef PTX_FUNCTION
@@ -166,7 +168,7 @@ template <int N> HM_ACCESSOR void cp_async(void* shared, const void* global, int
 }
 HM_UNTRACED void cp_async_commit() { hm_cp_async_commit(); }
 template <int N> HM_UNTRACED void cp_async_wait() { hm_cp_async_wait(N); }
-HM_UNTRACED void block_barrier() { __syncthreads(); }
+template <int THREADS> HM_UNTRACED void block_barrier() { __syncthreads(); }
 #define thread_anew() ((int)threadIdx.x)
 
 #endif

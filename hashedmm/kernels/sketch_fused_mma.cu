@@ -65,7 +65,7 @@ extern "C" __global__ void __launch_bounds__(2 * MULTIPLIERS, 1) sketch_fused_mm
         const unsigned char* bytes = reinterpret_cast<const unsigned char*>(memory);
         const unsigned short* start = starts + (works ? (long long)(strip0 + of) * across * (groups + 1) + min(group, groups - 1) : 0);
         unsigned range = start[0] | start[1] << 16;  // of steps
-        block_barrier();  // the first panel is there
+        block_barrier<2 * MULTIPLIERS>();  // the first panel is there
         for (int c = 0; c < across; ++c) {
             start += groups + 1;
             const unsigned range_next = works && c + 1 < across ? start[0] | start[1] << 16 : 0;
@@ -119,9 +119,9 @@ extern "C" __global__ void __launch_bounds__(2 * MULTIPLIERS, 1) sketch_fused_mm
             }
             range = range_next;
             tile_written();
-            block_barrier();  // this panel's z is complete, and the next panel is there
+            block_barrier<2 * MULTIPLIERS>();  // this panel's z is complete, and the next panel is there
         }
-        block_barrier();
+        block_barrier<2 * MULTIPLIERS>();
         return;
     }
 
@@ -160,7 +160,7 @@ extern "C" __global__ void __launch_bounds__(2 * MULTIPLIERS, 1) sketch_fused_mm
 #pragma unroll
     for (int i = 0; i < STAGES - 1; ++i) load(i);
     cp_async_wait<STAGES - 2>();
-    block_barrier();  // the first panel is there
+    block_barrier<2 * MULTIPLIERS>();  // the first panel is there
 
     const int of = threadIdx.x / 128, warp = threadIdx.x % 128 / 32, strip = strip0 + of, i0 = strip * height;
     const int k_lane = lane % 8 + lane / 16 * 8, m_lane = warp * 16 + lane / 8 % 2 * 8;  // ldmatrix with .trans: a row is a bin
@@ -189,7 +189,7 @@ extern "C" __global__ void __launch_bounds__(2 * MULTIPLIERS, 1) sketch_fused_mm
             warpgroup_wait<0>();
         }
         cp_async_wait<STAGES - 2>();
-        block_barrier();  // the next panel's z is complete, and the one after it is there
+        block_barrier<2 * MULTIPLIERS>();  // the next panel's z is complete, and the one after it is there
     }
 
     const int rows = strip < strips ? min(layout.rows - i0, height) : 0;
