@@ -99,14 +99,8 @@ class Dataset:
         TypeError, ValueError
             A number is not an integer, or not between 1 and what there is.
         """
-        counts = []
-        for argument, n, there in (("n_train", n_train, len(self.y_train)), ("n_test", n_test, len(self.y_test))):
-            if isinstance(n, bool) or not hasattr(n, "__index__"):
-                raise TypeError(f"{argument}: expected an integer, got {n!r}")
-            if not 1 <= n <= there:
-                raise ValueError(f"{argument}: expected 1 to {there} (the samples of {self.name!r}), got {n}")
-            counts.append(operator.index(n))
-        n_train, n_test = counts
+        n_train = _check_count("n_train", n_train, len(self.y_train), self.name)
+        n_test = _check_count("n_test", n_test, len(self.y_test), self.name)
         if (n_train, n_test) == (len(self.y_train), len(self.y_test)):
             return self
         return Dataset(
@@ -123,6 +117,16 @@ class Dataset:
             f"Dataset({self.name!r}: {len(self.y_train)} to train, {len(self.y_test)} to test, "
             f"{self.n_features} features, {self.n_classes} classes)"
         )
+
+
+def _check_count(argument: str, n: object, there: int, name: str) -> int:
+    """A number of samples, between 1 and the `there` that the data set `name` has."""
+    if isinstance(n, bool) or not hasattr(n, "__index__"):
+        raise TypeError(f"{argument}: expected an integer, got {n!r}")
+    count = operator.index(n)
+    if not 1 <= count <= there:
+        raise ValueError(f"{argument}: expected 1 to {there} (the samples of {name!r}), got {n}")
+    return count
 
 
 def _check_array(argument: str, array: object, ndim: int, dtype: str) -> None:

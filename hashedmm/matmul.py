@@ -536,8 +536,9 @@ def plan_grad_w(
     """What adds the buckets' gradients to ``gw``, (n_buckets,) float32, zeros before; the rest as `plan_matmul`.
 
     "sketch" adds in a fixed order, always to the same bits; ``forward``, the plan of the product with the same x, saves
-    it half of the work if that is a sketch too, made with ``keep``, and has just run. For "grad_w_fixed" the three arrays ``fixed`` take the
-    place of ``gw``: scale (1,) float64, sums (n_buckets,) uint64, failed (1,) int32. `fixed_arrays` makes them.
+    it half of the work if that is a sketch too, made with ``keep``, and has just run. For "grad_w_fixed" the three
+    arrays ``fixed`` take the place of ``gw``: scale (1,) float64, sums (n_buckets,) uint64, failed (1,) int32.
+    `fixed_arrays` makes them.
     """
     if kernel == "sketch":
         return sketch.plan_grad_w(x, gy, gw, spec, parameters, z=forward.kept if isinstance(forward, Plan) else None)

@@ -1,7 +1,7 @@
 """Figures: one look for the whole kit (colour-blind-safe colours with markers, direct labels, alt text).
 
 Functions take an Axes or return a Figure; nothing here computes a result. Importing this module sets matplotlib's
-defaults to the kit's style. Needs matplotlib (and IPython for ``show``).
+defaults to the kit's style. Imports datasets; needs matplotlib (and IPython for ``show``).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 import io
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -22,6 +23,8 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
+
+from hashedmm.datasets import Dataset
 
 # The palette of Okabe and Ito (2008): told apart with any colour vision.
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
@@ -228,7 +231,7 @@ def error_against_storage(rows: Sequence[Mapping[str, Any]], title: str = "Test 
             name = f"{style['label'].removeprefix('hashed, ').partition(',')[0]} " if i == 0 else ""
             text = f"{name}{row['test_error_mean']:.2f}"
             labels.append((x[i], y[i], text, style["color"], bool(name) and len(mine) > 1))
-    _write_apart(ax, labels)
+    write_apart(ax, labels)
 
     ax.set_title(title, loc="left", weight="bold")
     ax.set_xlabel("stored values: weights and biases (log scale)")
@@ -274,7 +277,7 @@ def error_against_sums(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
             ax.axhspan(mean - half, mean + half, color=VERMILION, alpha=0.2, linewidth=0)
             ax.axhline(mean, color=VERMILION, linewidth=1.2, linestyle=(0, (4, 2)))
             labels.append((sums[-1], mean, "elementwise", VERMILION, False))
-    _write_apart(ax, labels)
+    write_apart(ax, labels)
     ticks: list[int] = []
     for n in sums:
         if not ticks or n > 1.15 * ticks[-1]:  # no number over another
@@ -288,7 +291,7 @@ def error_against_sums(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
     return figure
 
 
-def _write_apart(ax: Axes, labels: Sequence[tuple[float, float, str, str, bool]], gap: float = 13.0) -> None:
+def write_apart(ax: Axes, labels: Sequence[tuple[float, float, str, str, bool]], gap: float = 13.0) -> None:
     """Write labels (x, y, text, colour, whether left of the point) beside their points, pushed apart up and down where
     they would cover each other: at least ``gap`` typographer's points between two on one side of about the same x. The
     limits of the axes must be set."""
@@ -368,7 +371,7 @@ def layer_speed(
             last = max(line)
             at = last if last == columns[-1] else min(line)
             labels.append((at, line[at], name, color, at != last))
-        _write_apart(ax, labels)
+        write_apart(ax, labels)
         ax.set_title(f"1/{round(1 / compression)} of the weights stored")
         ax.set_xticks(columns, [str(n) for n in columns], fontsize=8)
         ticks = [t for t in (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8, 16, 32) if low <= t <= high]
@@ -581,7 +584,7 @@ class Point(NamedTuple):
 
 def roofline(
     roofs: Sequence[Mapping[str, Any]], points: Sequence[Point], title: str = "The roofline", *,
-    size: tuple[float, float] = (9.6, 6.0),
+    size: tuple[float, float] = (9.6, 6.0), machine: tuple[float, float] | None = None,
 ) -> Figure:  # fmt: skip
     """Points under the roofs of a machine: bytes a second of a copy (slanted), operations a second (flat).
 
@@ -591,34 +594,47 @@ def roofline(
     points : in operations a byte and a second; their labels, if not empty, stand beside them
     title : of the figure
     size : in inches
+    machine : (bytes a second, operations a second) of another machine, whose roofs are drawn dashed
     """
     memory = next(r["per_second"] for r in roofs if r["unit"] == "bytes")
     flat = {r["roof"]: r["per_second"] for r in roofs if r["unit"] != "bytes"}
     places = [p.intensity for p in points] + [rate / memory for rate in flat.values()]
     rates = [p.per_second for p in points]
+    places += [machine[1] / machine[0]] if machine else []
     low, high = min(places) / 2, max(places) * 12  # room for names
-    bottom, top = min([*rates, low * memory]) / 6, max([*rates, *flat.values()]) * 3
+    slowest = min(memory, machine[0]) if machine else memory
+    bottom, top = min([*rates, low * slowest]) / 6, max([*rates, *flat.values(), *(machine or ())[1:]]) * 3
     figure, ax = subplots(size=size)
     ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(bottom / 1e12, top / 1e12))
     reach = max(flat.values())
     ax.plot([low, reach / memory], [low * memory / 1e12, reach / 1e12], color=BLACK, linewidth=1.8)
     middle = low**0.3 * (min(flat.values()) / memory) ** 0.7
+    room = math.log(middle / low) / math.log(high / low) > 0.2  # left of the slanted roof
     ax.annotate(
-        f"memory, {memory / 1e12:.3g} TB/s", (middle, middle * memory / 1e12), xytext=(-8, 2),
-        textcoords="offset points", ha="right", fontsize=9,
+        f"memory, {memory / 1e12:.3g} TB/s", (middle, middle * memory / 1e12), xytext=(-8, 2) if room else (8, -2),
+        textcoords="offset points", ha="right" if room else "left", va="baseline" if room else "top", fontsize=9,
     )  # fmt: skip
+    ends = []
     for name, rate in flat.items():
         ax.plot([rate / memory, high], [rate / 1e12] * 2, color=BLACK, linewidth=1.2)
         text = f"{name.removeprefix('cublas_').replace('tf32', 'TF32')}: {rate / 1e12:.3g} TFLOP/s"
-        label_end(ax, high, rate / 1e12, text, BLACK)
+        ends.append((high, rate / 1e12, text, BLACK, False))
+    if machine:
+        per_byte, rate = machine
+        roof = [low * per_byte / 1e12, rate / 1e12, rate / 1e12]
+        ax.plot([low, rate / per_byte, high], roof, color=VERMILION, linewidth=1.4, linestyle=(0, (4, 2)))
+        text = f"your {rate / 1e12:.3g} TFLOP/s, {per_byte / 1e9:.3g} GB/s"
+        ends.append((high, rate / 1e12, text, VERMILION, False))
+    write_apart(ax, ends)
     for p in points:
         face = p.color if p.filled else "white"
         edge = "white" if p.filled else p.color
         ax.plot(
-            p.intensity, p.per_second / 1e12, p.marker, color=face, markersize=8, markeredgecolor=edge,
+            p.intensity, p.per_second / 1e12, p.marker, color=face, markersize=13 if p.marker == "*" else 8,
+            markeredgecolor=edge,
             markeredgewidth=0.8 if p.filled else 1.6,
         )  # fmt: skip
-    _write_apart(ax, [(p.intensity, p.per_second / 1e12, p.label, p.color, False) for p in points if p.label])
+    write_apart(ax, [(p.intensity, p.per_second / 1e12, p.label, p.color, False) for p in points if p.label])
     ax.set(xlabel="operations a byte that must move at least (log scale)", ylabel="TFLOP/s (log scale)")
     ax.set_title(title)
     return figure
@@ -643,44 +659,87 @@ def access_map(
     """
     if space not in ("global", "shared"):
         raise ValueError(f'space must be "global" or "shared", got {space!r}')
-    drawn: list[tuple[dict[int, dict[int, list[int]]], str]] = []
-    for request in requests:
-        rows: dict[int, dict[int, list[int]]] = {}
-        for lane, address in enumerate(request["addresses"]):
-            if address is not None:
-                for word in range(address // 4, (address + request["size"] - 1) // 4 + 1):
-                    rows.setdefault(word // 32, {}).setdefault(word % 32, []).append(lane)
-        drawn.append((rows, str(request["array"])))
-    heights = [min(len(rows), most_rows) + 2.6 for rows, _ in drawn]
-    figure, axes = subplots(len(drawn), 1, size=(8.6, 0.24 * sum(heights) + 0.2), squeeze=False, height_ratios=heights)
-    for ax, (rows, array), title in zip(axes[:, 0], drawn, titles, strict=True):
-        shown = sorted(rows)[:most_rows]
-        words = [len({row for row, cells in rows.items() if column in cells}) for column in range(32)]
-        tint = np.zeros((len(shown), 32, 4))  # red, green, blue and how strong
-        for y, row in enumerate(shown):
-            for column in range(32):
-                lanes = rows[row].get(column, [])
-                if space == "global" and any(c // 8 == column // 8 for c in rows[row]):
-                    tint[y, column] = to_rgba(SKY, 0.45)
-                elif space == "shared" and lanes:
-                    tint[y, column] = to_rgba(
-                        VERMILION if words[column] > 1 else SKY, min(0.15 + 0.05 * words[column], 0.8)
-                    )
-                if lanes:
-                    text = f"{lanes[0]}" if len(lanes) == 1 else f"{lanes[0]}+" if len(lanes) < 32 else "all"
-                    ax.text(column + 0.5, y + 0.52, text, ha="center", va="center", fontsize=7)
-        ax.imshow(tint, extent=(0, 32, len(shown), 0), aspect="auto", interpolation="nearest")
-        ax.hlines(range(len(shown) + 1), 0, 32, color="#dddddd", linewidth=0.5)
-        ax.vlines(range(33), 0, len(shown), color="#dddddd", linewidth=0.5)
-        if space == "global":
-            ax.vlines(range(0, 33, 8), 0, len(shown), color=GREY, linewidth=0.9)
-        ax.set_yticks([y + 0.5 for y in range(len(shown))], [f"{128 * row:,}" for row in shown], fontsize=8)
-        ax.set_xticks([0, 8, 16, 24, 32] if space == "global" else range(0, 33, 4))
-        ax.set(xlim=(0, 32), ylim=(len(shown), 0))
-        ax.tick_params(length=0, labelsize=8)
-        ax.spines[:].set_visible(False)
-        more = f"; {len(rows) - len(shown)} more rows" if len(rows) > len(shown) else ""
-        unit = "bank" if space == "shared" else "word in a row of 128 bytes"
-        ax.set_xlabel(f"{unit}; rows: first byte in {array}{more}", fontsize=8)
-        ax.set_title(title)
+    heights = [min(len(_words_asked(request)), most_rows) + 2.6 for request in requests]
+    size = (8.6, 0.24 * sum(heights) + 0.2)
+    figure, axes = subplots(len(heights), 1, size=size, squeeze=False, height_ratios=heights)
+    for ax, request, title in zip(axes[:, 0], requests, titles, strict=True):
+        access_rows(ax, request, title, space=space, most_rows=most_rows)
+    return figure
+
+
+def _words_asked(request: Mapping[str, Any]) -> dict[int, dict[int, list[int]]]:
+    """{row of 128 bytes: {word in it: lanes that ask for it}} of a request."""
+    rows: dict[int, dict[int, list[int]]] = {}
+    for lane, address in enumerate(request["addresses"]):
+        if address is not None:
+            for word in range(address // 4, (address + request["size"] - 1) // 4 + 1):
+                rows.setdefault(word // 32, {}).setdefault(word % 32, []).append(lane)
+    return rows
+
+
+def access_rows(
+    ax: Axes, request: Mapping[str, Any], title: str = "", *, space: str = "global", most_rows: int = 16,
+    height: int | None = None,
+) -> None:  # fmt: skip
+    """Draw one request on an Axes; parameters as in `access_map`. ``height``: rows to draw at least, if need be the
+    ones that follow in memory, which nobody asks for."""
+    rows = _words_asked(request)
+    shown = sorted(rows)[:most_rows]
+    while height is not None and len(shown) < height:
+        shown.append(shown[-1] + 1 if shown else 0)
+    words = [len({row for row, cells in rows.items() if column in cells}) for column in range(32)]
+    tint = np.zeros((len(shown), 32, 4))  # red, green, blue and how strong
+    for y, row in enumerate(shown):
+        for column in range(32):
+            lanes = rows.get(row, {}).get(column, [])
+            if space == "global" and any(c // 8 == column // 8 for c in rows.get(row, {})):
+                tint[y, column] = to_rgba(SKY, 0.45)
+            elif space == "shared" and lanes:
+                tint[y, column] = to_rgba(
+                    VERMILION if words[column] > 1 else SKY, min(0.15 + 0.05 * words[column], 0.8)
+                )
+            if lanes:
+                text = f"{lanes[0]}" if len(lanes) == 1 else f"{lanes[0]}+" if len(lanes) < 32 else "all"
+                ax.text(column + 0.5, y + 0.52, text, ha="center", va="center", fontsize=7)
+    ax.imshow(tint, extent=(0, 32, len(shown), 0), aspect="auto", interpolation="nearest")
+    ax.hlines(range(len(shown) + 1), 0, 32, color="#dddddd", linewidth=0.5)
+    ax.vlines(range(33), 0, len(shown), color="#dddddd", linewidth=0.5)
+    if space == "global":
+        ax.vlines(range(0, 33, 8), 0, len(shown), color=GREY, linewidth=0.9)
+    ax.set_yticks([y + 0.5 for y in range(len(shown))], [f"{128 * row:,}" for row in shown], fontsize=8)
+    ax.set_xticks([0, 8, 16, 24, 32] if space == "global" else range(0, 33, 4))
+    ax.set(xlim=(0, 32), ylim=(len(shown), 0))
+    ax.tick_params(length=0, labelsize=8)
+    ax.spines[:].set_visible(False)
+    more = f"; {len(rows) - most_rows} more rows" if len(rows) > most_rows else ""
+    unit = "bank" if space == "shared" else "word in a row of 128 bytes"
+    ax.set_xlabel(f"{unit}; rows: first byte in {request['array']}{more}", fontsize=8)
+    ax.set_title(title)
+
+
+def samples(data: Dataset, rows: int = 4, cols: int = 10, *, part: str = "train", title: str = "") -> Figure:
+    """The first images of a data set in a grid, each with its label above it; black is 0 and white is 1.
+
+    Parameters
+    ----------
+    data : of square images, on the CPU
+    rows, cols : of the grid; if the part has fewer samples, places stay empty
+    part : "train" or "test"
+    title : of the figure; default: the name of the data set and the part
+    """
+    if part not in ("train", "test"):
+        raise ValueError(f'part must be "train" or "test", got {part!r}')
+    if rows < 1 or cols < 1:
+        raise ValueError(f"rows and cols must be at least 1, got {rows} and {cols}")
+    side = math.isqrt(data.n_features)
+    if side * side != data.n_features:
+        raise ValueError(f"data must hold square images, got {data.n_features} features in {data.name!r}")
+    images, labels = (data.x_train, data.y_train) if part == "train" else (data.x_test, data.y_test)
+    figure, axes = subplots(rows, cols, size=(0.72 * cols, 0.9 * rows + 0.4), squeeze=False)
+    for k, ax in enumerate(axes.flat):
+        ax.set_axis_off()
+        if k < len(labels):
+            ax.imshow(images[k].reshape(side, side), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            ax.set_title(f"{labels[k]}", fontsize=8, weight="normal", loc="center", pad=2)
+    figure.suptitle(title or f"{data.name}, {part}", x=0.01, ha="left", weight="bold")
     return figure

@@ -5,7 +5,7 @@ from importlib import resources
 import numpy as np
 import pytest
 
-from hashedmm import HashSpec, cpu, plots, reference
+from hashedmm import Dataset, HashSpec, cpu, plots, reference
 
 
 def image_of(ax):
@@ -232,3 +232,28 @@ def test_the_roofline_places_points_and_roofs():
     assert [line.get_markerfacecolor() for line in drawn] == [plots.BLUE, "white"]
     assert [text.get_text() for text in ax.texts] == ["memory, 2 TB/s", "TF32: 100 TFLOP/s", "fast"]
     assert all(ax.get_ylim()[0] < p.per_second / 1e12 < ax.get_ylim()[1] for p in points)
+
+
+def test_samples_shows_images_with_their_labels(small_mnist):
+    data = small_mnist.subset(7, 3)
+    figure = plots.samples(data, rows=2, cols=4)
+    assert len(figure.axes) == 8 and figure.get_suptitle() == f"{data.name}, train"
+    for k, ax in enumerate(figure.axes[:7]):
+        assert np.array_equal(image_of(ax).get_array(), data.x_train[k].reshape(28, 28))
+        assert image_of(ax).get_clim() == (0, 1)
+        assert ax.get_title() == str(data.y_train[k])
+    assert not figure.axes[7].images and not figure.axes[7].axison
+    (first, *_) = plots.samples(data, rows=1, cols=2, part="test", title="digits").axes
+    assert np.array_equal(image_of(first).get_array(), data.x_test[0].reshape(28, 28))
+    assert plots.png(figure).startswith(b"\x89PNG")
+
+
+def test_samples_refuses_what_it_cannot_draw(small_mnist):
+    data = small_mnist.subset(7, 3)
+    with pytest.raises(ValueError, match='"train" or "test"'):
+        plots.samples(data, part="validation")
+    with pytest.raises(ValueError, match="at least 1"):
+        plots.samples(data, rows=0)
+    oblong = Dataset("oblong", data.x_train[:, :783], data.y_train, data.x_test[:, :783], data.y_test)
+    with pytest.raises(ValueError, match="square"):
+        plots.samples(oblong)
