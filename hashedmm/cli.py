@@ -16,8 +16,10 @@ import platform
 import re
 import shlex
 import shutil
+import statistics
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
@@ -27,7 +29,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from hashedmm import __version__, emulator, records, safefile, tuning
+from hashedmm import __version__, emulator, experiments, records, safefile, tuning
 from hashedmm.build import gpu_available
 from hashedmm.checkpoint import save_model
 from hashedmm.datasets import Dataset, _mnist_folder, load_mnist
@@ -126,6 +128,13 @@ def _pair(text: str) -> tuple[int, int]:
     if min(height, width) < 1:
         raise ValueError
     return height, width
+
+
+def _part(text: str) -> tuple[int, int]:
+    part, shares = (int(number) for number in text.split("/"))
+    if not 1 <= part <= shares:
+        raise ValueError
+    return part, shares
 
 
 def _at_least(least: int) -> Callable[[str], int]:
@@ -229,10 +238,20 @@ def _parser() -> argparse.ArgumentParser:
 
     p = command("experiment", _experiment, "train the runs of a declared experiment and compare them")
     p.add_argument("name", nargs="?", metavar="NAME", help=f"one of {', '.join(EXPERIMENTS)}")
-    p.add_argument("--list", action="store_true", help="list the experiments and their runs")
+    p.add_argument("--list", action="store_true", help="list the experiments, or with NAME the runs of one")
     p.add_argument("--output", metavar="FILE", help="the record, ending in .json (default out/NAME.json)")
     p.add_argument("--device", choices=DEVICES, default="cpu", metavar="NAME",
                    help="where to train: cpu, gpu or auto (default cpu)")  # fmt: skip
+    p.add_argument("--tf32", action="store_true", help="on a GPU: products by tensor cores, factors rounded to 11 bits")
+    p.add_argument("--minutes", type=_number(0, math.inf, "a number above 0"), metavar="N",
+                   help="begin nothing more after so many minutes; the same command goes on")  # fmt: skip
+    either = p.add_mutually_exclusive_group()
+    either.add_argument("--row", metavar="LABEL",
+                        help="train one run again, as --list names it, and compare it with the record in data/results "
+                        "or --output")  # fmt: skip
+    either.add_argument("--part", type=_typed(_part, "a share such as 1/4"), default=(1, 1), metavar="K/N",
+                        help="train share K of N, into a record of its own (default out/NAME.K-of-N.json)")  # fmt: skip
+    either.add_argument("--merge", nargs="+", metavar="FILE", help="join the records of all parts instead of training")
     p.add_argument("--fresh", action="store_true", help="begin anew instead of going on from what the record holds")
     p.add_argument("--quiet", action="store_true", help="no progress bars")
 
@@ -484,42 +503,98 @@ def _closing(model: MLP, data: Dataset, history: History, saved: str | None) -> 
 
 def _experiment(arguments: argparse.Namespace, argv: list[str]) -> int:
     if arguments.list:
-        for experiment in EXPERIMENTS.values():
-            print(f"{experiment.name}: {experiment.description}")
-            for run in experiment.runs:
-                seeds = f"seed {run.seeds[0]}" if len(run.seeds) == 1 else f"{len(run.seeds)} seeds"
-                print(f"    {run.label:32} {run.epochs} epochs, batch {run.batch}, dropout {run.dropout:g}, {seeds}")
-        return 0
+        return _list_experiments(arguments.name)
     if arguments.name is None:
         raise ValueError(f"name an experiment: {', '.join(EXPERIMENTS)}; --list says what they are")
     name = find_experiment(arguments.name).name
-    output = Path(arguments.output or OUT / f"{name}.json")
-    before = output.stat().st_mtime_ns if output.exists() else None
-    try:
-        record = run_experiment(
-            name, output=output, progress=not arguments.quiet, fresh=arguments.fresh, device=arguments.device
-        )
-    except KeyboardInterrupt:
-        again = shlex.join(["hashedmm", *(word for word in argv if word != "--fresh")])
-        print(f"\nInterrupted; what is done is saved in {output} and beside it. To go on:", file=sys.stderr)
-        print(f"    {again}", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    if before is not None and output.stat().st_mtime_ns == before:
-        print(f"{output} is complete already, from {record['date']}; --fresh trains again.", file=sys.stderr)
-    print("\n" + text_table(record) + "\n")
-    print(f"record  {output}")
-    figure = output.with_suffix(".png")
-    try:
-        from hashedmm import plots
-    except ImportError:
-        print("figure  none: it needs matplotlib; in a checkout, pip install -e '.[plot]'")
+    if arguments.row is not None:
+        return _rerun(arguments, name)
+    k, shares = arguments.part
+    output = Path(arguments.output or OUT / (f"{name}.json" if shares == 1 else f"{name}.{k}-of-{shares}.json"))
+    if arguments.merge:
+        record = experiments.merge(name, arguments.merge, output=output)
     else:
-        drawn = plots.error_against_storage(record["rows"], f"{name}: test error against storage")
-        safefile.write_bytes(figure, plots.png(drawn))
-        print(f"figure  {figure}")
+        before = output.stat().st_mtime_ns if output.exists() else None
+        try:
+            record = run_experiment(
+                name, output=output, progress=not arguments.quiet, fresh=arguments.fresh, device=arguments.device,
+                tf32=arguments.tf32, part=arguments.part, minutes=arguments.minutes,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            again = shlex.join(["hashedmm", *(word for word in argv if word != "--fresh")])
+            print(f"\nInterrupted; what is done is saved in {output} and beside it. To go on:", file=sys.stderr)
+            print(f"    {again}", file=sys.stderr)
+            return EXIT_INTERRUPTED
+        if before is not None and output.stat().st_mtime_ns == before:
+            print(f"{output} is complete already, from {record['date']}; --fresh trains again.", file=sys.stderr)
+    print("\n" + _training_tables(record) + "\n")
+    print(f"record  {output}")
+    kinds = {(row["dataset"], row["test_error_mean"] is None, *row["layers"]) for row in record["rows"]}
+    if len(kinds) == 1 and not any(row["test_error_mean"] is None for row in record["rows"]):
+        figure = output.with_suffix(".png")
+        try:
+            from hashedmm import plots
+        except ImportError:
+            print("figure  none: it needs matplotlib; in a checkout, pip install -e '.[plot]'")
+        else:
+            drawn = plots.error_against_storage(record["rows"], f"{name}: test error against storage")
+            safefile.write_bytes(figure, plots.png(drawn))
+            print(f"figure  {figure}")
     if name == "demo":
         print("\n`make lab` opens the walkthrough: notebooks that explain, step by step, what you have just seen.")
     return 0
+
+
+def _training_tables(record: dict[str, Any]) -> str:
+    """A table for each data set and network; validation errors for runs that do not look at the test set."""
+    tables = []
+    kinds = list(dict.fromkeys((row["dataset"], *row["layers"]) for row in record["rows"]))
+    for dataset, *layers in kinds:
+        rows = [row for row in record["rows"] if (row["dataset"], *row["layers"]) == (dataset, *layers)]
+        lines = [f"{dataset}, {'-'.join(map(str, layers))}"] if len(kinds) > 1 else []
+        if tested := [row for row in rows if row["test_error_mean"] is not None]:
+            lines.append(text_table(record | {"rows": tested}))
+        lines += [
+            f"{row['method']:30} {experiments.compression_text(row['compression']):>5}  dropout {row['dropout']:<5g} "
+            f"lr {row['lr']:<7g} validation error {statistics.mean(row['validation_errors']):6.2f} %"
+            for row in rows if row["test_error_mean"] is None
+        ]  # fmt: skip
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables) or "nothing is trained yet"
+
+
+def _list_experiments(name: str | None) -> int:
+    """All experiments, two lines each; or one with its runs, by the labels that --row takes."""
+    for experiment in EXPERIMENTS.values() if name is None else [find_experiment(name)]:
+        trainings = sum(len(run.seeds) for run in experiment.runs)
+        minutes = sum(experiments.cost(run) * len(run.seeds) for run in experiment.runs) / 60
+        print(f"{experiment.name}: {experiment.description}")
+        print(f"    {len(experiment.runs)} runs, {trainings} trainings; about {minutes:.1f} minutes on an H100")
+        for run in experiment.runs if name is not None else ():
+            seeds = f"seed {run.seeds[0]}" if len(run.seeds) == 1 else f"{len(run.seeds)} seeds"
+            settings = f"{run.epochs} epochs, batch {run.batch}, dropout {run.dropout:g}, lr {run.lr:g}, {seeds}"
+            print(f"    {experiment.label(run):40} {settings}")
+    return 0
+
+
+def _rerun(arguments: argparse.Namespace, name: str) -> int:
+    """One row again, beside what is recorded: 0 if it lands within its error bar, else 1."""
+    record = records.read(arguments.output or name)
+    with tempfile.TemporaryDirectory() as folder:
+        result = experiments.rerun(
+            name, arguments.row, record=record, device=arguments.device, tf32=arguments.tf32,
+            progress=not arguments.quiet, folder=folder,
+        )  # fmt: skip
+    for what, errors in (("recorded", result.recorded), ("again", result.again)):
+        spread = f" +- {statistics.stdev(errors):.3f}" if len(errors) > 1 else ""
+        each = ", ".join(f"{error:.2f}" for error in errors)
+        print(f"{what:9} {statistics.mean(errors):.3f}{spread} %   ({each})")
+    verdict = "within" if result.agrees else "outside"
+    print(
+        f"difference {result.difference:+.3f}: {verdict} the error bar of {result.allowed:.3f} "
+        "(2 sqrt(s1^2 / n1 + s2^2 / n2) + 0.05)"
+    )
+    return 0 if result.agrees else EXIT_FAILED
 
 
 def _bench(arguments: argparse.Namespace, argv: list[str]) -> int:

@@ -356,7 +356,11 @@ def test_experiment_lists_all_runs(hashedmm_cli):
     assert code == 0 and max(map(len, out.splitlines())) <= 120
     for experiment in experiments.EXPERIMENTS.values():
         assert f"{experiment.name}: {experiment.description}" in out
-    assert len(out.splitlines()) == sum(1 + len(e.runs) for e in experiments.EXPERIMENTS.values())
+        assert f"    {len(experiment.runs)} runs, " in out
+    assert len(out.splitlines()) == 2 * len(experiments.EXPERIMENTS)
+    code, out, _ = hashedmm_cli("experiment", "mnist_cpu", "--list")
+    assert code == 0 and len(out.splitlines()) == 2 + len(experiments.EXPERIMENTS["mnist_cpu"].runs)
+    assert "    hashed:strips 1/64 stride=16  " in out
 
 
 # bench, report

@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import pytest
 
-from hashedmm import experiments, nn, plots, records
+from hashedmm import baselines, batched, cli, experiments, nn, plots, records
 from hashedmm.experiments import EXPERIMENTS, Experiment, Run, default_dropout, default_options, run_experiment
 from hashedmm.hashing import HashSpec
 
@@ -60,24 +60,86 @@ def without_times(record):
             assert row.pop(name) > 0
         for history in row["history"]:
             for name in ("seconds", "seconds_per_epoch", "total_seconds"):
-                del history[name]
+                assert (history.pop(name, None) is None) == (row["trained_by"] == "batched")
     return rows
 
 
 # What is declared
 
 
-def test_every_declared_run_builds_what_it_says():
+def test_every_declared_run_makes_what_it_says():
+    """One network of each method, compression and depth that is declared; and an MLP, where there is one, is it."""
+    seen = set()
     for run in itertools.chain.from_iterable(e.runs for e in EXPERIMENTS.values()):
-        model = run.build(0)
-        assert model.sizes[0] == 784 and model.sizes[-1] == 10 and model.dropout == run.dropout
-        structure = run.method.removeprefix("hashed:")
-        if run.method.endswith("dense"):
-            assert all(linear.spec is None for linear in model.linears)
+        what = run.method, run.compression, run.layers, run.options, run.hash
+        if what in seen or len(run.layers) > 3 or max(run.layers) > 1000:
+            continue
+        seen.add(what)
+        network = run.network(0)
+        assert network.dropout == run.dropout and network.lr == run.lr and network.layers[0].d_in == 784
+        assert network.layers[-1].d_out == run.layers[-1]
+        assert network.kind == baselines.kind(run.layers, experiments.student(run.method), run.compression)
+        stored = baselines.storage(network)
+        assert stored.bytes == pytest.approx(baselines.budget(run.layers, run.compression), rel=0.1)
+        if run.is_mlp:
+            model = run.build(0)
+            assert stored == (model.stored_values, model.stored_bytes)
+            assert [layer.chosen for layer in network.layers] == [linear.spec for linear in model.linears]
+            if run.method.startswith("hashed:"):
+                structures = [run.method.removeprefix("hashed:"), "elementwise"]
+                assert [linear.spec.structure for linear in model.linears] == structures
+                assert {linear.spec.hash for linear in model.linears} == {run.hash}
         else:
-            assert [linear.spec.structure for linear in model.linears] == [structure, "elementwise"]
-            assert model.sizes == list(run.layers)
-            assert model.stored_values - 1010 == pytest.approx(run.compression * 794_000, rel=0.03)
+            with pytest.raises(ValueError, match="is no MLP"):
+                run.build(0)
+    assert len(seen) > 100
+
+
+def test_experiments_declare_what_they_promise():
+    grid = EXPERIMENTS["mnist_grid"].runs
+    for layers in (experiments.SHALLOW, experiments.DEEP):
+        mine = [r for r in grid if r.layers == layers]
+        assert {r.method for r in mine} == {"dense", *experiments.COMPARED}
+        for run in mine:
+            assert len(run.seeds) == (5 if run.compression in (1, 1 / 8, 1 / 64) else 3)
+        assert {r.compression for r in mine if r.method == "hashed:strips"} == {2.0**-k for k in range(1, 7)}
+    variants = EXPERIMENTS["variants"].runs
+    assert len({r.dataset for r in variants}) == 7 and {r.compression for r in variants} == {1 / 8, 1 / 64}
+    for dataset in {r.dataset for r in variants}:
+        mine = [r for r in variants if r.dataset == dataset]
+        assert len(mine) == 2 * 2 * 8 and {r.layers[-1] for r in mine} == {2 if dataset in ("rect", "convex") else 10}
+    counts = {r.method: 0 for r in EXPERIMENTS["search"].runs}
+    for run in EXPERIMENTS["search"].runs:
+        counts[run.method] += 1
+        assert run.validation == 10_000 and (run.dropout, run.lr) in experiments.SEARCHED
+    assert counts.pop("dense") == 2 * 8 and set(counts.values()) == {2 * 2 * 8}  # the same budget for each
+    stored = {}
+    for run in EXPERIMENTS["expansion"].runs:
+        if run.method == "hashed:elementwise":
+            base = run.compression * run.layers[1] / 1000
+            size = sum(max(1, round(a * b * run.compression)) for a, b in itertools.pairwise(run.layers))
+            stored.setdefault(base, set()).add(size)
+    assert all(max(s) - min(s) <= 1 for s in stored.values()) and len(stored) == 2
+
+
+def test_every_row_has_a_name():
+    for experiment in EXPERIMENTS.values():
+        labels = [experiment.label(run) for run in experiment.runs]
+        assert len(set(labels)) == len(labels)
+        for run in experiment.runs[:: max(1, len(labels) // 10)]:
+            assert experiment.find(experiment.label(run)) is experiment.find(run.full_label) is run
+    assert EXPERIMENTS["variants"].find("rect 784-1000-2 small_dense 1/64").dataset == "rect"
+    with pytest.raises(ValueError, match=r"no run 'rect small_dense'; near: .*'rect 784-1000-2 small_dense 1/8'"):
+        EXPERIMENTS["variants"].find("rect small_dense")
+    with pytest.raises(ValueError, match="two runs of the experiment 'twice' have the same label"):
+        _ = Experiment("twice", "", (RUNS[0], Run("dense", lr=0.1, **TINY))).runs
+
+
+def test_rows_of_older_records_are_still_read():
+    for name in ("mnist_cpu", "strips_accuracy"):
+        for row in records.read(name)["rows"]:
+            assert "hash" not in row
+            assert sum(run.declares(row) for run in EXPERIMENTS[name].runs) == 1
 
 
 @pytest.mark.parametrize("compression", [1 / 8, 1 / 64])
@@ -122,10 +184,16 @@ def test_default_options_concern_strips_alone():
     "change, message",
     [
         ({"method": "hashed"}, "method must be one of dense"),
-        ({"dataset": "letters"}, "dataset must be one of mnist, got 'letters'"),
+        ({"dataset": "letters"}, "dataset must be one of mnist, .*, got 'letters'"),
         ({"seeds": ()}, "seeds must be different integers, at least one"),
         ({"seeds": (1, 1)}, "seeds must be different integers, at least one"),
         ({"compression": 0.5}, "compression must be 1 for dense"),
+        ({"method": "fixed_point", "compression": 1 / 64}, "fixed_point has no form there"),
+        ({"hash": "xxh32"}, "hash must be one of fmix32, .*, of a hashed method, got 'xxh32'"),
+        ({"method": "hashed:runs", "compression": 0.5, "hash": "md5"}, "of a hashed method, got 'md5'"),
+        ({"teacher": experiments.teacher_settings(0.1, 1e-3)}, "for a distilled method, and nothing for any other"),
+        ({"method": "distilled:hashed:runs", "compression": 0.5, "teacher": (("dropout", 0.1),)}, "teacher must give"),
+        ({"method": "distilled:magnitude", "compression": 0.5}, "method must be one of"),
     ],
 )
 def test_wrong_runs_are_refused(change, message):
@@ -271,6 +339,233 @@ def test_wrong_outputs_and_names_are_refused_before_any_work(tiny, trainings, tm
     with pytest.raises(ValueError, match="there is no experiment 'demos'; there are tiny"):
         run_experiment("demos", output=tmp_path / "demo.json")
     assert trainings["calls"] == 0
+
+
+# Methods that are no MLP, groups, teachers
+
+MIXED = (
+    Run("magnitude", 1 / 4, **TINY),
+    Run("hashed:elementwise", 1 / 8, seeds=(0, 1), **TINY),
+    Run("distilled:hashed:elementwise", 1 / 8, seeds=(0, 1), **TINY),
+    Run("low_rank_fixed", 1 / 8, seeds=(1,), **TINY),
+    Run("random_edges", 1 / 8, validation=100, **TINY),
+)
+
+
+@pytest.fixture
+def mixed(tiny, monkeypatch):
+    monkeypatch.setattr(experiments, "EXPERIMENTS", {"mixed": Experiment("mixed", "for tests", MIXED)})
+
+
+@pytest.fixture
+def groups(monkeypatch):
+    """Counts the groups that are trained; "stop_at" is a Ctrl-C in one of them."""
+    counter = {"sizes": [], "stop_at": None}
+    real = batched.train
+
+    def counted(networks, *args, **kwargs):
+        counter["sizes"].append(len(networks))
+        if len(counter["sizes"]) == counter["stop_at"]:
+            raise KeyboardInterrupt
+        return real(networks, *args, **kwargs)
+
+    monkeypatch.setattr(batched, "train", counted)
+    return counter
+
+
+def test_groups_give_what_single_trainings_give(mixed, groups, tmp_path):
+    alone = run_experiment("mixed", output=tmp_path / "alone.json", progress=False)
+    assert set(groups["sizes"]) == {1}
+    groups["sizes"].clear()
+    together = run_experiment("mixed", output=tmp_path / "together.json", progress=False, together=True)
+    assert sorted(groups["sizes"]) == [1, 1, 5]  # low rank; what holds samples out; all else looks weights up
+    for a, b in zip(alone["rows"], together["rows"], strict=True):
+        assert a["seeds"] == b["seeds"] and a["stored_bytes"] == b["stored_bytes"] and b["trained_by"] == "batched"
+        what = "validation_errors" if a["validation"] else "test_errors"
+        np.testing.assert_allclose(a[what], b[what], atol=0.51)  # a sample of 200, that rounding may tip over
+        for one, other in zip(a["history"], b["history"], strict=True):
+            np.testing.assert_allclose(one["loss"], other["loss"], rtol=1e-4)
+    rows = {row["method"]: row for row in together["rows"]}
+    assert rows["random_edges"]["test_error_mean"] is None and len(rows["random_edges"]["validation_errors"]) == 1
+    taught = rows["distilled:hashed:elementwise"]
+    assert len(set(taught["teacher_errors"])) == 2 and dict(taught["teacher"])["temperature"] == 4.0
+    assert taught["test_errors"] != rows["hashed:elementwise"]["test_errors"]
+    assert taught["seconds_shared"] == [5, 5] and rows["magnitude"]["multiply_adds"] < 50816 / 4
+    assert rows["low_rank_fixed"]["sizes"] == [784, 97, 64, 7, 10] and rows["low_rank_fixed"]["specs"] == [[None] * 4]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["alone.json", "together.json"]  # no teachers are left
+
+
+def test_nothing_done_is_lost_between_groups(mixed, groups, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "MOST_TOGETHER", 2)
+    whole = run_experiment("mixed", output=tmp_path / "whole.json", progress=False, together=True)
+    count = len(groups["sizes"])
+    groups.update(sizes=[], stop_at=4)
+    output = tmp_path / "parts.json"
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment("mixed", output=output, progress=False, together=True)
+    assert 0 < len(records.read(output)["rows"]) < len(MIXED) and list(tmp_path.glob("parts.teacher-*.state"))
+    groups.update(sizes=[], stop_at=None)
+    lessons = []
+    monkeypatch.setattr(experiments._Trainer, "_train_teachers", lambda self, teachers: lessons.append(teachers))
+    record = run_experiment("mixed", output=output, progress=False, together=True)
+    assert len(groups["sizes"]) == count - 3 and not lessons  # teachers were kept
+    assert without_times(record) == without_times(whole)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["parts.json", "whole.json"]
+
+
+def test_shares_are_disjoint_and_merge_into_the_whole(mixed, groups, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "MOST_TOGETHER", 2)
+    whole = run_experiment("mixed", output=tmp_path / "whole.json", progress=False, together=True)
+    files = [tmp_path / f"{k}.json" for k in (1, 2, 3)]
+    groups["sizes"].clear()
+    for k, file in enumerate(files, start=1):
+        run_experiment("mixed", output=file, progress=False, together=True, part=(k, 3))
+    assert sum(groups["sizes"]) == sum(len(run.seeds) for run in MIXED)
+    merged = experiments.merge("mixed", files, output=tmp_path / "merged.json")
+    assert merged == records.read(tmp_path / "merged.json")
+    assert without_times(merged) == without_times(whole)
+    with pytest.raises(ValueError, match="both rows have one of the seeds"):
+        experiments.merge("mixed", [*files, files[0]], output=tmp_path / "twice.json")
+    changed = records.read(files[2]) | {"commit": "another"}
+    records.write(files[2], changed)
+    with pytest.raises(ValueError, match="commit was"):
+        experiments.merge("mixed", files, output=tmp_path / "merged.json")
+    for part in ((0, 2), (3, 2)):
+        with pytest.raises(ValueError, match="k from 1 to n"):
+            run_experiment("mixed", output=tmp_path / "no.json", part=part)
+
+
+def test_time_is_kept(mixed, groups, tmp_path, monkeypatch, capsys):
+    ticks = itertools.count(step=50)
+    monkeypatch.setattr(experiments.time, "monotonic", lambda: next(ticks))
+    record = run_experiment("mixed", output=tmp_path / "some.json", together=True, minutes=2)
+    assert len(groups["sizes"]) == 2 and len(record["rows"]) < len(MIXED)
+    assert "stopped after 2 minutes: 1 of 3" in capsys.readouterr().err
+
+
+def test_arithmetic_is_not_mixed(mixed, tmp_path):
+    output = tmp_path / "mixed.json"
+    record = run_experiment("mixed", output=output, progress=False, together=True)
+    for row in record["rows"]:
+        row["tf32"] = True
+    records.write(output, record)
+    with pytest.raises(ValueError, match="holds rows with tf32"):
+        run_experiment("mixed", output=output, progress=False, together=True)
+    with pytest.raises(ValueError, match="tf32 is a GPU's arithmetic"):
+        run_experiment("mixed", output=output, progress=False, tf32=True)
+
+
+# What validation chooses
+
+
+def searched(method, compression, dropout, lr, error, layers=experiments.SHALLOW):
+    return {"method": method, "compression": compression, "dropout": dropout, "lr": lr, "layers": list(layers),
+            "validation_errors": [error]}  # fmt: skip
+
+
+def test_the_search_chooses_by_validation_alone():
+    rows = [
+        searched("magnitude", 1 / 8, 0.0, 1e-3, 2.0), searched("magnitude", 1 / 8, 0.5, 1e-3, 1.8),
+        searched("magnitude", 1 / 8, 0.25, 3e-4, 1.8), searched("magnitude", 1 / 8, 0.25, 1e-3, 1.8),
+        searched("magnitude", 1 / 64, 0.1, 3e-4, 3.0), searched("magnitude", 1 / 64, 0.0, 1e-3, 3.1),
+        searched("magnitude", 1 / 8, 0.1, 1e-3, 1.0, experiments.DEEP),
+    ]  # fmt: skip
+
+    def found(*args):
+        return tuple(experiments.chosen(*args, record={"rows": rows}).values())
+
+    assert found("magnitude", 1 / 8, experiments.SHALLOW) == (0.25, 1e-3, "search")  # ties: less dropout, larger lr
+    assert found("magnitude", 1 / 2, (784, 500, 2)) == (0.25, 1e-3, "search")
+    assert found("magnitude", 1 / 16, experiments.SHALLOW) == (0.25, 1e-3, "search")
+    assert found("magnitude", 1 / 32, experiments.SHALLOW) == (0.1, 3e-4, "search")
+    assert found("magnitude", 1 / 64, experiments.DEEP) == (0.1, 1e-3, "search")
+    assert found("small_dense", 1 / 64, experiments.SHALLOW) == (0.0, 1e-3, None)
+
+
+def test_declared_runs_take_what_the_search_chose(monkeypatch):
+    rows = (searched("hashed:strips", 1 / 8, 0.5, 3e-4, 1.0), searched("dense", 1.0, 0.1, 3e-4, 1.0))
+    monkeypatch.setattr(experiments, "_searched", lambda: rows)
+    runs = {r.full_label: r for r in experiments._mnist_grid()}
+    strips = runs["mnist 784-1000-10 hashed:strips 1/8"]
+    assert (strips.dropout, strips.lr, strips.chosen_by) == (0.5, 3e-4, "search")
+    assert strips.declared()["chosen_by"] == "search"
+    taught = dict(runs["mnist 784-1000-10 distilled:hashed:tiles 1/8"].teacher) if (
+        "mnist 784-1000-10 distilled:hashed:tiles 1/8" in runs
+    ) else dict(runs["mnist 784-1000-10 distilled:hashed:strips 1/8"].teacher)  # fmt: skip
+    assert taught["dropout"] == 0.1 and taught["lr"] == 3e-4
+    plain = runs["mnist 784-1000-10 hashed:tiles 1/8"]
+    assert (plain.dropout, plain.lr, plain.chosen_by) == (0.25, 1e-3, None)
+
+
+# A row again
+
+
+def test_the_error_bar():
+    row = experiments.Rerun((1.0, 1.2, 1.4), (1.3, 1.5))
+    assert row.difference == pytest.approx(0.2)
+    assert row.allowed == pytest.approx(2 * np.sqrt(0.04 / 3 + 0.02 / 2) + 0.05)
+    assert row.agrees and not experiments.Rerun((1.0, 1.2, 1.4), (1.9, 1.9)).agrees
+    assert experiments.Rerun((1.0,), (1.1,)).allowed == pytest.approx(2 * np.sqrt(0.02) + 0.05)
+
+
+def test_a_row_trained_again_lands_in_its_error_bar(tiny, tmp_path, monkeypatch):
+    settings = {"layers": (784, 64, 10), "epochs": 8, "batch": 10, "seeds": (0, 1)}
+    runs = (
+        Run("distilled:small_dense", 1 / 2, **settings),
+        Run("random_edges", 1 / 4, **settings | {"seeds": (0,)}, validation=100),
+        Run("hashed:elementwise", 1 / 4, **settings),
+    )
+    monkeypatch.setattr(experiments, "EXPERIMENTS", {"again": Experiment("again", "", runs)})
+    record = run_experiment("again", output=tmp_path / "again.json", progress=False, together=True)
+    for run, row in zip(runs, record["rows"], strict=True):
+        again = experiments.rerun("again", run.label, record=record, folder=tmp_path)
+        what = "validation_errors" if run.validation else "test_errors"
+        assert again.agrees and again.recorded == tuple(row[what]) and len(again.again) == len(run.seeds)
+        assert again.recorded[0] < 40  # it has learnt something
+    spread = record["rows"][2]["test_errors"]
+    record["rows"][2]["test_errors"] = [e + 3 * abs(spread[0] - spread[1]) + 1 for e in spread]
+    assert not experiments.rerun("again", "hashed:elementwise 1/4", record=record, folder=tmp_path).agrees
+    with pytest.raises(ValueError, match="does not hold"):
+        experiments.rerun("again", "hashed:elementwise 1/4", record=record | {"rows": []}, folder=tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["again.json"]
+
+
+def test_the_command_trains_shares_merges_and_compares(mixed, tmp_path, capsys):
+    def command(*words):
+        return cli.main(["experiment", "mixed", *map(str, words), "--quiet"])
+
+    files = [tmp_path / f"{k}.json" for k in (1, 2)]
+    for k, file in enumerate(files, start=1):
+        assert command("--part", f"{k}/2", "--output", file, "--minutes", 5) == 0
+    whole = tmp_path / "whole.json"
+    assert command("--merge", *files, "--output", whole) == 0
+    out = capsys.readouterr().out
+    assert len(records.read(whole)["rows"]) == len(MIXED) and f"record  {whole}" in out
+    assert "validation error" in out and not whole.with_suffix(".png").exists()  # errors that cannot be compared
+    assert command("--row", "low_rank_fixed 1/8", "--output", whole) == 0
+    assert "within the error bar of" in capsys.readouterr().out
+    record = records.read(whole)
+    for row in record["rows"]:
+        row["test_errors"] = [0.0 for _ in row["seeds"]]
+    records.write(whole, record)
+    assert command("--row", "low_rank_fixed 1/8", "--output", whole) == 1
+    assert "outside the error bar of" in capsys.readouterr().out
+    assert command("--row", "low_rank_fixed", "--output", whole) == 2
+    assert "near: 'low_rank_fixed 1/8'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command("--part", "3/2")
+    assert "expected a share such as 1/4, got '3/2'" in capsys.readouterr().err
+
+
+def test_a_shipped_row_lands_in_its_error_bar(tmp_path):
+    """The cheapest row of the paper's table, with one of its seeds."""
+    name, label = "variants", "rect 784-1000-2 small_dense 1/64"
+    try:
+        record = records.read(name)
+    except FileNotFoundError:
+        pytest.skip(f"there is no data/results/{name}.json yet")
+    again = experiments.rerun(name, label, record=record, seeds=(0,), folder=tmp_path)
+    assert again.agrees, (again, again.allowed)
 
 
 # The figure

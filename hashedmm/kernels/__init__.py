@@ -727,6 +727,19 @@ _STEP_ROWS = (
     ("step_activate_grad", {"THREADS": 256}, _threads, None),
     ("step_adam", {"THREADS": 256}, _threads, None),
     ("step_sgd", {"THREADS": 256}, _threads, None),
+    # of many networks in lock-step (hashedmm.batched)
+    ("batch_gather", {"THREADS": 128}, _threads, None),
+    ("batch_weights", {"TILE": 32, "DOWN": 8}, lambda v: (v["TILE"], v["DOWN"]),
+     lambda v: 8 * v["TILE"] * (v["TILE"] + 1)),
+    ("batch_scatter", {"TILE": 32, "DOWN": 8}, lambda v: (v["TILE"], v["DOWN"]),
+     lambda v: 8 * v["TILE"] * (v["TILE"] + 1)),
+    ("batch_activate", {"THREADS": 256}, _threads, None),
+    ("batch_activate_grad", {"ACROSS": 32, "DOWN": 8}, lambda v: (v["ACROSS"], v["DOWN"]),
+     lambda v: 4 * v["ACROSS"] * v["DOWN"]),
+    ("batch_softmax", {"THREADS": 128}, _threads, lambda v: 8 * v["THREADS"]),
+    ("batch_adam", {"THREADS": 256}, _threads, None),
+    ("batch_total", {"THREADS": 256}, _threads, lambda v: 4 * v["THREADS"]),
+    ("batch_quantise", {"THREADS": 256}, _threads, lambda v: 4 * v["THREADS"]),
 )  # fmt: skip
 STEP: dict[str, CudaKernel] = {
     name: CudaKernel(
