@@ -930,7 +930,8 @@ def rerun(
     again = Experiment(name, "one row", (Run(**values),))
     xp = device_module(device)
     jobs: list[Job] = [(again.runs[0], seed) for seed in some]
-    trainer = _Trainer(again, Path(folder) / "rerun.json", xp, tf32, progress, xp is not np, jobs)
+    together = xp is not np or row.get("trained_by", "nn.train") != "nn.train"  # as the record was
+    trainer = _Trainer(again, Path(folder) / "rerun.json", xp, tf32, progress, together, jobs)
     groups = [[job] for job in jobs] if xp is np else _groups(again.runs, int(MEMORY_SHARE * _free_bytes(xp)))
     what = "validation_errors" if run.validation else "test_errors"
     errors = [outcome[what] for group in groups for _, _, outcome in trainer.train(group)]

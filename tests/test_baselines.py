@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from hashedmm import baselines
+from hashedmm import baselines, experiments, records
 from hashedmm.baselines import available, budget, default_options, kind, network, operations, storage
 from hashedmm.hashing import HashSpec, derive_seed
 from hashedmm.nn import MLP
@@ -195,3 +195,14 @@ def test_operations_are_counted_as_the_method_computes():
     )  # fmt: skip
     rank = baselines.equal_rank(SHALLOW, 1 / 8)
     assert operations(made(SHALLOW, "low_rank", 1 / 8)) == (1784 * rank + 10_000, 0)
+
+
+def test_a_shipped_row_lands_in_its_error_bar(tmp_path):
+    """The cheapest row of the paper's table, with one of its seeds."""
+    name, label = "variants", "rect 784-1000-2 small_dense 1/64"
+    try:
+        record = records.read(name)
+    except FileNotFoundError:
+        pytest.skip(f"there is no data/results/{name}.json yet")
+    again = experiments.rerun(name, label, record=record, seeds=(0,), folder=tmp_path)
+    assert again.agrees, (again, again.allowed)
