@@ -1,7 +1,7 @@
 """Figures: one look for the whole kit (colour-blind-safe colours with markers, direct labels, alt text).
 
 Functions take an Axes or return a Figure; nothing here computes a result. Importing this module sets matplotlib's
-defaults to the kit's style. Imports datasets; needs matplotlib (and IPython for ``show``).
+defaults to the kit's style. Imports datasets and hashing; needs matplotlib (and IPython for ``show``).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
 from hashedmm.datasets import Dataset
+from hashedmm.hashing import HashSpec
 
 # The palette of Okabe and Ito (2008): told apart with any colour vision.
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
@@ -42,7 +43,25 @@ METHODS: dict[str, dict[str, Any]] = {
     "hashed:runs": {"color": ORANGE, "marker": "<", "label": "hashed, runs"},
     "hashed:tiles": {"color": GREEN, "marker": "P", "label": "hashed, tiles"},
     "hashed:codebook": {"color": SKY, "marker": ">", "label": "hashed, codebook"},
+    "hashed8:strips": {"color": SKY, "marker": "d", "label": "hashed, strips of 8 bits"},
+    "random_edges": {"color": SKY, "marker": "h", "label": "random edges"},
+    "magnitude": {"color": PURPLE, "marker": "p", "label": "pruned by magnitude"},
+    "obd": {"color": BLUE, "marker": "^", "label": "pruned by saliency (OBD)"},
+    "low_rank": {"color": ORANGE, "marker": "8", "label": "low rank"},
+    "low_rank_fixed": {"color": GREEN, "marker": "*", "label": "low rank, V random"},
+    "fixed_point": {"color": ORANGE, "marker": "H", "label": "fixed point"},
+    "quantised": {"color": GREEN, "marker": "h", "label": "dense of few bits"},
+    "distilled:small_dense": {"color": BLACK, "marker": "X", "label": "small dense, taught"},
+    "distilled:hashed:elementwise": {"color": ORANGE, "marker": "o", "label": "hashed, elementwise, taught"},
+    "distilled:hashed:strips": {"color": SKY, "marker": "D", "label": "hashed, strips, taught"},
 }
+
+
+def method_name(method: str) -> str:
+    """A method's name in a figure: its label without "hashed, " and without "equal storage"."""
+    label = METHODS.get(method, {"label": method.replace("_", " ")})["label"]
+    return str(label).removeprefix("hashed, ").removesuffix(", equal storage")
+
 
 DIVERGING = "PuOr"  # signed values: zero is white, and purple against orange is safe
 
@@ -742,4 +761,508 @@ def samples(data: Dataset, rows: int = 4, cols: int = 10, *, part: str = "train"
             ax.imshow(images[k].reshape(side, side), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             ax.set_title(f"{labels[k]}", fontsize=8, weight="normal", loc="center", pad=2)
     figure.suptitle(title or f"{data.name}, {part}", x=0.01, ha="left", weight="bold")
+    return figure
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The study: error against storage, data sets, shapes, hashes, speed. Rows are those of records of kind "training".
+
+Rows = Sequence[Mapping[str, Any]]
+
+# What a panel of `error_groups` compares. Elementwise hashing is drawn in each, so that panels can be compared.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "Six ways to share weights by a hash": (
+        "hashed:panels", "hashed:strips", "hashed:runs", "hashed:tiles", "hashed:codebook",
+    ),
+    "Fewer weights": ("small_dense", "random_edges", "magnitude", "obd", "low_rank", "low_rank_fixed"),
+    "Fewer bits": ("fixed_point", "quantised", "hashed8:strips", "hashed:strips"),
+    "Taught by a dense network": (
+        "small_dense", "hashed:strips",
+        "distilled:small_dense", "distilled:hashed:elementwise", "distilled:hashed:strips",
+    ),
+}  # fmt: skip
+REFERENCE = "hashed:elementwise"
+HIGHLIGHTED = ("small_dense", "low_rank", "magnitude", REFERENCE, "hashed:strips", "hashed8:strips", "quantised")
+_ERROR_TICKS = (0.5, 0.7, 1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 7, 10, 15, 20, 30, 50, 70, 100)
+
+
+def error_groups(rows: Rows, title: str, groups: Mapping[str, Sequence[str]] = GROUPS) -> Figure:
+    """Test error against stored bytes, a panel a group of methods, with bands of one standard deviation of the seeds.
+
+    The dense network is a dotted line, elementwise hashing is in every panel, and each panel has its own scale of
+    errors. Each method has its name and its error at the point where it stores least.
+
+    Parameters
+    ----------
+    rows : of one data set and one network (method, stored_bytes, test_error_mean, test_error_std)
+    title : of the figure
+    groups : {title of the panel: methods}
+    """
+    _need_rows(rows)
+    columns = min(2, len(groups))
+    lines = -(-len(groups) // columns)
+    figure, axes = subplots(lines, columns, size=(4.8 * columns, 3.7 * lines), squeeze=False)
+    for ax, (name, methods) in zip(axes.flat, groups.items(), strict=False):
+        _error_lines(ax, rows, tuple(dict.fromkeys((REFERENCE, *methods))))
+        ax.set_title(name)
+    for ax in axes.flat[len(groups) :]:
+        ax.set_axis_off()
+    for ax in axes[-1]:
+        ax.set_xlabel("stored, KiB (log scale)")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("test error, % (log scale)")
+    figure.suptitle(title, x=0.01, ha="left", weight="bold")
+    return figure
+
+
+def accuracy(
+    rows: Rows, title: str = "MNIST: test error against stored bytes, mean and standard deviation of the seeds",
+    methods: Sequence[str] = HIGHLIGHTED,
+) -> Figure:  # fmt: skip
+    """The test error of some methods against stored bytes, a panel a depth; drawn as `error_groups` draws.
+
+    Parameters
+    ----------
+    rows : of one data set (layers, and as in `error_groups`)
+    title : of the figure
+    methods : those that are drawn, beside the dense network
+    """
+    _need_rows(rows)
+    depths = sorted({len(row["layers"]) for row in rows})
+    figure, axes = subplots(1, len(depths), size=(4.9 * len(depths), 4.6), squeeze=False, sharey=True)
+    shown = [r for r in rows if r["method"] in (*methods, "dense")]
+    for ax, depth in zip(axes[0], depths, strict=True):
+        mine = [r for r in shown if len(r["layers"]) == depth]
+        _error_lines(ax, mine, methods)
+        ax.set_title("-".join(map(str, mine[0]["layers"])))
+        ax.set_xlabel("stored, KiB (log scale)")
+    errors = [r["test_error_mean"] for r in shown]
+    _error_axis(axes[0, 0], min(errors), max(errors))
+    axes[0, 0].set_ylabel("test error, % (log scale)")
+    figure.suptitle(title, x=0.01, ha="left", weight="bold")
+    return figure
+
+
+def _need_rows(rows: Rows) -> None:
+    if not rows:
+        raise ValueError("rows must hold at least one row to draw, got none: select others")
+
+
+def _error_lines(ax: Axes, rows: Rows, methods: Sequence[str]) -> None:
+    """Lines of ``methods``, and the dense network dotted."""
+    drawn = [r for r in rows if r["method"] in (*methods, "dense")]
+    stored = [r["stored_bytes"] / 1024 for r in drawn if r["method"] != "dense"]
+    errors = [r["test_error_mean"] for r in drawn]
+    ax.set(xscale="log", xlim=(min(stored) / 15, max(stored) * 1.5))  # room for names
+    _error_axis(ax, min(errors), max(errors))
+    labels = []
+    for method in methods:
+        style = METHODS[method]
+        mine = sorted((r for r in rows if r["method"] == method), key=lambda r: r["stored_bytes"])
+        if not mine:
+            continue
+        x, y = [r["stored_bytes"] / 1024 for r in mine], [r["test_error_mean"] for r in mine]
+        spread = [r["test_error_std"] or 0.0 for r in mine]
+        low, high = ([e + sign * s for e, s in zip(y, spread, strict=True)] for sign in (-1, 1))
+        ax.fill_between(x, low, high, color=style["color"], alpha=0.18, linewidth=0)
+        dashes = (0, (4, 2)) if method.startswith("distilled:") else "-"
+        ax.plot(
+            x, y, color=style["color"], marker=style["marker"], linestyle=dashes, markersize=6, markeredgecolor="white",
+        )  # fmt: skip
+        labels.append((x[0], y[0], f"{method_name(method)} {y[0]:.2f}", style["color"], True))
+    for r in rows:
+        if r["method"] == "dense":
+            ax.axhline(r["test_error_mean"], color=BLACK, linewidth=1.2, linestyle=(0, (1, 1.5)))
+            text = f"dense, {r['stored_bytes'] / 1024:,.0f} KiB: {r['test_error_mean']:.2f}"
+            ax.annotate(
+                text, (0.01, r["test_error_mean"]), xycoords=("axes fraction", "data"), xytext=(0, -3), va="top",
+                textcoords="offset points", fontsize=8,
+            )  # fmt: skip
+    write_apart(ax, labels, gap=11.5)
+    for written in ax.texts:
+        written.set_fontsize(8)
+    powers = [4.0**k for k in range(12)]
+    low_end, high_end = min(stored) / 1.2, ax.get_xlim()[1]
+    ticks = [t for t in powers if low_end <= t <= high_end]
+    ax.set_xticks(ticks, [f"{t:,.0f}" for t in ticks])
+    ax.minorticks_off()
+
+
+def _error_axis(ax: Axes, low: float, high: float) -> None:
+    """A logarithmic axis of errors in percent, with a grid."""
+    bottom, top = low * (low / high) ** 0.12 / 1.02, high * (high / low) ** 0.07 * 1.02
+    ax.set(yscale="log", ylim=(bottom, top))
+    ticks = [t for t in _ERROR_TICKS if bottom <= t <= top]
+    if len(ticks) < 4:
+        step = 1 if top - bottom < 0.9 else 2
+        ticks = [k / 10 for k in range(step * math.ceil(10 * bottom / step), math.floor(10 * top) + 1, step)]
+    ax.set_yticks(ticks, [f"{t:g}" for t in ticks])
+    ax.yaxis.minorticks_off()
+    ax.grid(axis="y", color="#dddddd", linewidth=0.6)
+    ax.set_axisbelow(True)
+
+
+UNSTABLE = 0.1  # a standard deviation of the seeds above this share of the mean: some seeds learned, others did not
+
+
+def error_map(rows: Rows, title: str) -> Figure:
+    """Test errors of methods on data sets as a coloured table, a panel a depth and compression.
+
+    White is the error of elementwise hashing on the same data set, purple is less, orange more: the darkest is half or
+    twice. The least of a column is bold. Below a mean whose standard deviation is over a tenth of it stands "±".
+
+    Parameters
+    ----------
+    rows : dataset, layers, compression, method, test_error_mean, test_error_std
+    title : of the figure
+    """
+    _need_rows(rows)
+    found = {(len(r["layers"]), r["compression"], r["method"], r["dataset"]): r for r in rows}
+    depths, compressions = (sorted({key[i] for key in found}, reverse=bool(i)) for i in (0, 1))
+    methods, datasets = (list(dict.fromkeys(r[name] for r in rows)) for name in ("method", "dataset"))
+    if REFERENCE not in methods:
+        raise ValueError(f"rows must hold {REFERENCE}, which the others are compared with; got {', '.join(methods)}")
+    size = (4.9 * len(compressions), (0.34 * len(methods) + 0.75) * len(depths) + 0.4)
+    figure, axes = subplots(len(depths), len(compressions), size=size, squeeze=False, sharey=True)
+    for (i, depth), (j, c) in ((a, b) for a in enumerate(depths) for b in enumerate(compressions)):
+        ax = axes[i, j]
+        table = [[found.get((depth, c, m, d)) for d in datasets] for m in methods]
+        mean = np.array([[np.nan if r is None else r["test_error_mean"] for r in line] for line in table])
+        with np.errstate(invalid="ignore"):
+            ratio = np.log2(mean / mean[methods.index(REFERENCE)])
+        ax.imshow(ratio, cmap=f"{DIVERGING}_r", vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
+        for x in range(len(datasets)):
+            known = np.flatnonzero(~np.isnan(mean[:, x]))
+            best = known[np.argmin(mean[known, x])] if known.size else -1
+            for y in known:
+                error, std = mean[y, x], table[y][x]["test_error_std"] or 0.0  # type: ignore[index]
+                shaky = std > UNSTABLE * error
+                ax.text(
+                    x, y, _three_digits(error) + (f"\n±{_three_digits(std)}" if shaky else ""), ha="center",
+                    va="center", fontsize=6.5 if shaky else 8, weight="bold" if y == best else "normal",
+                    color="white" if abs(ratio[y, x]) > 0.75 else BLACK, linespacing=0.9,
+                )  # fmt: skip
+        ax.set_title(f"{depth - 2} hidden layer{'s' if depth > 3 else ''}, 1/{round(1 / c)}")
+        ax.set_xticks(range(len(datasets)), [d.replace("_", "\n", 1) for d in datasets], fontsize=7.5)
+        ax.set_yticks(range(len(methods)), [method_name(m) for m in methods], fontsize=8)
+        ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
+    figure.suptitle(title, x=0.01, ha="left", weight="bold")
+    return figure
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.2f}" if value < 9.995 else f"{value:.1f}"
+
+
+def expansion(rows: Rows, title: str = "More hidden units from as many buckets") -> Figure:
+    """Test error against hidden units at about equal storage, a panel a storage, with bands of one standard deviation.
+
+    Parameters
+    ----------
+    rows : of networks with one hidden layer (method, compression, layers, stored_bytes, test_error_mean and _std)
+    title : of the figure
+    """
+    _need_rows(rows)
+    least = min(r["layers"][1] for r in rows)
+    budgets = sorted({round(r["compression"] * r["layers"][1] / least, 9) for r in rows}, reverse=True)
+    figure, axes = subplots(1, len(budgets), size=(4.8 * len(budgets), 3.6), squeeze=False)
+    units = sorted({r["layers"][1] for r in rows})
+    for ax, budget in zip(axes[0], budgets, strict=True):
+        mine = [r for r in rows if round(r["compression"] * r["layers"][1] / least, 9) == budget]
+        errors = [r["test_error_mean"] + s * (r["test_error_std"] or 0.0) for r in mine for s in (-1, 1)]
+        ax.set(xscale="log", xlim=(units[0] / 1.25, units[-1] * 3.4), ylim=(min(errors) - 0.1, max(errors) + 0.1))
+        labels = []
+        for method in dict.fromkeys(r["method"] for r in mine):
+            line = sorted((r for r in mine if r["method"] == method), key=lambda r: r["layers"][1])
+            style = METHODS[method]
+            x, y = [r["layers"][1] for r in line], [r["test_error_mean"] for r in line]
+            spread = [r["test_error_std"] or 0.0 for r in line]
+            low, high = ([e + s * d for e, d in zip(y, spread, strict=True)] for s in (-1, 1))
+            ax.fill_between(x, low, high, color=style["color"], alpha=0.18, linewidth=0)
+            ax.plot(x, y, color=style["color"], marker=style["marker"], markersize=7, markeredgecolor="white")
+            labels.append((x[-1], y[-1], f"{method_name(method)} {y[-1]:.2f}", style["color"], False))
+        write_apart(ax, labels)
+        kib = [r["stored_bytes"] / 1024 for r in mine]
+        ax.set_title(f"{min(kib):.0f} to {max(kib):.0f} KiB stored")
+        ax.set_xticks(units, [f"{u:,}" for u in units])
+        ax.minorticks_off()
+        ax.set(xlabel="hidden units (log scale)", ylabel="test error, %")
+        ax.grid(axis="y", color="#dddddd", linewidth=0.6)
+        ax.set_axisbelow(True)
+    figure.suptitle(title, x=0.01, ha="left", weight="bold")
+    return figure
+
+
+def sweeps(rows: Rows) -> dict[str, list[tuple[str, Mapping[str, Any]]]]:
+    """Rows of the record strips_shape at one compression, by what is varied: {"stride": [("128", row), ...], ...}.
+
+    The default, of height 128 and whole panels, is in each of "stride", "height" and "panel"; its stride is that of the
+    panels' rows. Panels are named as they were cut to the matrix. "all three" are the others.
+    """
+    strips = [(dict(r["options"] or ()), r) for r in rows if r["method"] == "hashed:strips"]
+    default = {o["stride"] for o, _ in strips if "panel" in o and "height" not in o}
+    out: dict[str, list[tuple[str, Mapping[str, Any]]]] = {"stride": [], "height": [], "panel": [], "all three": []}
+    for options, row in strips:
+        spec = row["specs"][0][0]
+        texts = {
+            "stride": str(spec["stride"]),
+            "height": str(spec["block"][0]),
+            "panel": "{} x {}".format(*spec["panel"]),
+        }
+        given = options.keys()
+        is_default = given == {"stride"} and options["stride"] in default
+        for name, wanted in (("stride", {"stride"}), ("height", {"height", "stride"}), ("panel", {"panel", "stride"})):
+            if given == wanted or is_default:
+                out[name].append((texts[name], row))
+        if {"height", "panel"} <= given:
+            out["all three"].append(
+                (f"height {texts['height']}, panel {texts['panel']}, stride {texts['stride']}", row)
+            )
+    size = {"stride": "stride", "height": "block", "panel": "panel"}
+    for name, key in size.items():
+        out[name].sort(key=lambda pair: np.prod(pair[1]["specs"][0][0][key]))
+    return out
+
+
+def strips_shape(rows: Rows, title: str = "Strips: what is varied, and the error") -> Figure:
+    """Test error against stride, height and panel of strips, each varied alone; a row of panels a compression.
+
+    The band is elementwise hashing, mean and standard deviation; the default is filled, the others are hollow.
+
+    Parameters
+    ----------
+    rows : of the record strips_shape
+    title : of the figure
+    """
+    _need_rows(rows)
+    compressions = sorted({r["compression"] for r in rows}, reverse=True)
+    size = (9.6, 2.9 * len(compressions) + 0.3)
+    figure, axes = subplots(len(compressions), 3, size=size, squeeze=False, sharey="row")
+    axis = {"stride": "stride, buckets", "height": "height, rows", "panel": "panel, rows x columns"}
+    for line, c in zip(axes, compressions, strict=True):
+        mine = [r for r in rows if r["compression"] == c]
+        found = sweeps(mine)
+        errors = [r["test_error_mean"] + s * (r["test_error_std"] or 0.0) for r in mine for s in (-1, 1)]
+        default = {id(r) for _, r in found["stride"]} & {id(r) for _, r in found["height"]}
+        for ax, name in zip(line, axis, strict=True):
+            _error_axis(ax, min(errors), max(errors))
+            for r in mine:
+                if r["method"] == REFERENCE:
+                    mean, std = r["test_error_mean"], r["test_error_std"] or 0.0
+                    ax.axhspan(mean - std, mean + std, color=VERMILION, alpha=0.2, linewidth=0)
+                    ax.axhline(mean, color=VERMILION, linewidth=1.2, linestyle=(0, (4, 2)))
+                    if name == "stride":
+                        at = {"xycoords": ("axes fraction", "data"), "xytext": (0, -2), "textcoords": "offset points"}
+                        ax.annotate("elementwise", (0.02, mean - std), va="top", color=VERMILION, fontsize=8, **at)
+            pairs = found[name]
+            y = [r["test_error_mean"] for _, r in pairs]
+            spread = [r["test_error_std"] or 0.0 for _, r in pairs]
+            ax.errorbar(range(len(y)), y, spread, color=BLUE, capsize=3, linewidth=1.2)
+            for x, (_, r) in enumerate(pairs):
+                face = BLUE if id(r) in default else "white"
+                ax.plot(x, y[x], "D", color=face, markeredgecolor=BLUE, markersize=6)
+                ax.annotate(f"{y[x]:.2f}", (x, y[x]), xytext=(5, 5), textcoords="offset points", fontsize=8, color=BLUE)
+            ax.set_xticks(range(len(y)), [t.replace(" x ", " x\n") for t, _ in pairs], fontsize=8)
+            ax.set_xlim(-0.5, len(y) - 0.3)
+            ax.set_title(f"1/{round(1 / c)}: {name}")
+            ax.set_xlabel(axis[name])
+        line[0].set_ylabel("test error, % (log scale)")
+    figure.suptitle(title, x=0.01, ha="left", weight="bold")
+    return figure
+
+
+HASH_LOOKS = {"fmix32": (BLUE, "o"), "xxh32": (GREEN, "^"), "multiply_shift": (VERMILION, "X")}
+
+
+def hash_errors(rows: Rows, title: str = "Three hash functions: the test error of every seed") -> Figure:
+    """Test errors of single seeds by method and hash function, with a bar at their mean; a panel a compression.
+
+    Parameters
+    ----------
+    rows : method, compression, hash, test_errors
+    title : of the figure
+    """
+    _need_rows(rows)
+    compressions = sorted({r["compression"] for r in rows}, reverse=True)
+    cases = list(dict.fromkeys((r["method"], r["hash"]) for r in rows))
+    size = (4.8 * len(compressions), 0.42 * len(cases) + 1.3)
+    figure, axes = subplots(1, len(compressions), size=size, squeeze=False, sharey=True)
+    for ax, c in zip(axes[0], compressions, strict=True):
+        for r in rows:
+            if r["compression"] == c:
+                y, mean = cases.index((r["method"], r["hash"])), float(np.mean(r["test_errors"]))
+                color, marker = HASH_LOOKS[r["hash"]]
+                ax.plot(r["test_errors"], [y] * len(r["test_errors"]), marker, color=color, alpha=0.6, markersize=6,
+                        markeredgecolor="white")  # fmt: skip
+                ax.plot([mean, mean], [y - 0.32, y + 0.32], color=color, linewidth=2.5)
+                ax.annotate(f"{mean:.2f}", (1, y), xycoords=("axes fraction", "data"), va="center", ha="right",
+                            color=color, fontsize=9)  # fmt: skip
+        low, high = ax.get_xlim()
+        ax.set(xlim=(low, high + 0.16 * (high - low)), ylim=(len(cases) - 0.5, -0.5), xlabel="test error, %")
+        ax.set_title(f"1/{round(1 / c)}")
+        ax.grid(axis="x", color="#dddddd", linewidth=0.6)
+        ax.set_axisbelow(True)
+    axes[0, 0].set_yticks(range(len(cases)), [f"{method_name(m)}, {h}" for m, h in cases], fontsize=9)
+    figure.suptitle(title, x=0.01, ha="left", weight="bold")
+    return figure
+
+
+def error_against_operations(rows: Rows, title: str, compressions: Sequence[float] = (1 / 8, 1 / 64)) -> Figure:
+    """Test error against the arithmetic of one sample's forward pass, a panel a compression, and the dense network.
+
+    Parameters
+    ----------
+    rows : of one data set and one network (method, compression, multiply_adds, additions, test_error_mean and _std)
+    title : of the figure
+    compressions : one a panel
+    """
+    shown = [r for r in rows if r["method"] == "dense" or r["compression"] in compressions]
+    _need_rows(shown)
+    figure, axes = subplots(1, len(compressions), size=(4.9 * len(compressions), 5.2), squeeze=False)
+    work = [r["multiply_adds"] + r["additions"] for r in shown]
+    for ax, c in zip(axes[0], compressions, strict=True):
+        ax.set(xscale="log", xlim=(min(work) / 1.6, max(work) * 16))
+        mine = [r for r in shown if r["method"] == "dense" or r["compression"] == c]
+        errors = [r["test_error_mean"] for r in mine]
+        _error_axis(ax, min(errors), max(errors))
+        labels = []
+        for r in mine:
+            style, x = METHODS[r["method"]], r["multiply_adds"] + r["additions"]
+            ax.errorbar(
+                x, r["test_error_mean"], r["test_error_std"] or 0.0, color=style["color"], marker=style["marker"],
+                markersize=7, markeredgecolor="white", capsize=2, linewidth=1.0, zorder=4,
+            )  # fmt: skip
+            labels.append((x, r["test_error_mean"], method_name(r["method"]), style["color"], False))
+        write_apart(ax, labels, gap=10.5)
+        for text in ax.texts:
+            text.set_fontsize(8)
+        ax.set_title(f"1/{round(1 / c)} stored")
+        ax.set_xlabel("multiply-adds and additions a sample (log scale)")
+    axes[0, 0].set_ylabel("test error, % (log scale)")
+    figure.suptitle(title, x=0.01, ha="left", weight="bold")
+    return figure
+
+
+class Traded(NamedTuple):
+    """A structure whose speed and whose error were both measured, on different layers.
+
+    Attributes
+    ----------
+    layer : its name in gpu_layer
+    name : its structure, and for strips their height and stride
+    way : the fastest kernel, or "materialise": W is made, then multiplied by cuBLAS
+    speed : times as fast as the fastest dense product in the same dtype
+    error, std : test error of the network whose layers are cut by the same rule, percent
+    """
+
+    layer: str
+    name: str
+    way: str
+    speed: float
+    error: float
+    std: float
+
+
+def traded(
+    layer_rows: Rows, trained: Rows, compression: float, n: int, *, size: str = "8192x8192", dtype: str = "float16"
+) -> list[Traded]:
+    """The structures for which both a speed and an error are recorded, fastest first.
+
+    A layer of gpu_layer and a row of training belong together if the same constructor arguments (height, panel, stride)
+    give the ``HashSpec`` of the row's first layer.
+
+    Parameters
+    ----------
+    layer_rows : of gpu_layer
+    trained : of one network (mnist_grid, strips_shape): rows of hashed methods count, the first that fits
+    compression, n, size, dtype : which products
+    """
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for r in layer_rows:
+        case = (r["operation"], r["compression"], r["shape"][2], r.get("size"), r["dtype"])
+        if case == ("matmul", compression, n, size, dtype):
+            found.setdefault(r["layer"], []).append(r)
+    points = []
+    for layer, rows in found.items():
+        match = next((t for t in trained if t["compression"] == compression and _cut_alike(rows[0], t)), None)
+        if match is None:
+            continue
+        ms = {r.get("chosen", r["kernel"]): r["ms"] for r in sorted(rows, key=lambda r: -r["ms"])}
+        ms["materialise"] = min(r["baselines"]["materialise_cublas"] for r in rows)
+        way = min(ms, key=ms.__getitem__)
+        dense = min(r["baselines"][f"cublas_{dtype}"] for r in rows)
+        spec, name = match["specs"][0][0], rows[0]["structure"]
+        if name == "strips":
+            name = f"strips, {spec['block'][0]} high, stride {spec['stride'] or math.prod(spec['block'])}"
+        error, std = match["test_error_mean"], match["test_error_std"] or 0.0
+        points.append(Traded(layer, name, way, dense / ms[way], error, std))
+    return sorted(points, key=lambda p: -p.speed)
+
+
+def _cut_alike(timed: Mapping[str, Any], trained: Mapping[str, Any]) -> bool:
+    """Whether a timed layer and the first layer of a trained network are of one structure."""
+    if not trained["method"].startswith("hashed:") or trained["method"] != f"hashed:{timed['structure']}":
+        return False
+    there, here = trained["specs"][0][0], timed["spec"]
+    options: dict[str, Any] = {}
+    if timed["structure"] == "strips":
+        options = {"height": here["block"][0], "stride": here["stride"]}
+    if here["panel"] is not None:
+        options["panel"] = tuple(here["panel"])
+    make = getattr(HashSpec, timed["structure"])
+    made = make(tuple(there["shape"]), there["compression"], seed=there["seed"], hash=there["hash"], **options)
+
+    def cut(block: Sequence[int], panel: Sequence[int] | None, stride: int | None) -> tuple[Any, ...]:
+        return tuple(block), None if panel is None else tuple(panel), stride or math.prod(block)
+
+    return cut(made.block, made.panel, made.stride) == cut(there["block"], there["panel"], there["stride"])
+
+
+def frontier(
+    panels: Mapping[str, Sequence[Traded]], title: str, *, dense_error: float | None = None, columns: int = 2
+) -> Figure:
+    """Error of structures against their speed, a panel a case. Left and below is slow and accurate.
+
+    Parameters
+    ----------
+    panels : {title: points of `traded`}
+    title : of the figure
+    dense_error : of the dense network, which is drawn at 1; percent
+    columns : of panels
+    """
+    points = [p for found in panels.values() for p in found]
+    _need_rows(points)  # type: ignore[arg-type]
+    lines = -(-len(panels) // columns)
+    figure, axes = subplots(lines, columns, size=(4.8 * columns, 3.4 * lines), squeeze=False, sharex=True)
+    speeds = [*(p.speed for p in points), 1.0]
+    for ax, (name, found) in zip(axes.flat, panels.items(), strict=False):
+        ax.set(xscale="log", xlim=(min(speeds) / 1.6, max(speeds) * 60))
+        ends = [p.error + s * p.std for p in found for s in (-1, 1)] + ([dense_error] if dense_error else [])
+        _error_axis(ax, min(ends), max(ends))
+        ax.axvline(1.0, color=BLACK, linewidth=1.2, linestyle=(0, (4, 2)))
+        labels = []
+        if dense_error:
+            ax.plot(1.0, dense_error, "s", color=BLACK, markersize=7, markeredgecolor="white")
+            labels.append((1.0, dense_error, f"dense {dense_error:.2f}", BLACK, False))
+        for p in found:
+            color, marker = LAYERS[p.layer][0], KERNEL_MARKERS.get(p.way, "P")
+            ax.errorbar(p.speed, p.error, p.std, color=color, marker=marker, markersize=7, markeredgecolor="white",
+                        markeredgewidth=0.5, capsize=3, linewidth=1.2, zorder=4)  # fmt: skip
+            gap = ":\n" if p.speed < 0.5 else ": "  # there is little room up to 1
+            labels.append((p.speed, p.error, f"{p.name}{gap}{p.way}", color, False))
+        write_apart(ax, labels, gap=11.5)
+        for label in ax.texts:
+            label.set_fontsize(8)
+        ax.set_title(name)
+        ticks = [t for t in (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8) if min(speeds) / 1.6 <= t]
+        ax.set_xticks(ticks, [f"{t:g}" if t >= 1 else f"1/{round(1 / t)}" for t in ticks])
+        ax.xaxis.minorticks_off()
+    for ax in axes.flat[len(panels) :]:
+        ax.set_axis_off()
+    for ax in axes[-1]:
+        ax.set_xlabel("times as fast as dense (log scale)")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("test error, % (log scale)")
+    figure.suptitle(title, x=0.01, ha="left", weight="bold")
     return figure

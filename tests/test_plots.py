@@ -257,3 +257,220 @@ def test_samples_refuses_what_it_cannot_draw(small_mnist):
     oblong = Dataset("oblong", data.x_train[:, :783], data.y_train, data.x_test[:, :783], data.y_test)
     with pytest.raises(ValueError, match="square"):
         plots.samples(oblong)
+
+
+# The study, on made-up rows.
+
+
+def trained(method, compression=1 / 8, error=2.0, std: float | None = 0.1, layers=(784, 1000, 10), **more):
+    """A row of a training record."""
+    stored = round(3_000_000 * compression)
+    errors = [error - (std or 0), error, error + (std or 0)] if std else [error]
+    return {
+        "method": method, "compression": compression, "layers": list(layers), "dataset": "mnist", "options": [],
+        "hash": "fmix32", "stored_bytes": stored, "test_error_mean": error, "test_error_std": std,
+        "test_errors": errors, "multiply_adds": stored // 4, "additions": 0,
+    } | more  # fmt: skip
+
+
+def curves(ax):
+    """{colour: (x, y)} of the lines with a marker."""
+    lines = [line for line in ax.lines if line.get_marker() not in ("None", None, "")]
+    return {line.get_color(): (list(line.get_xdata()), list(line.get_ydata())) for line in lines}
+
+
+def texts_of(ax):
+    return [text.get_text() for text in ax.texts]
+
+
+GRID = [
+    trained(method, c, error * (1 + k / 2))
+    for k, c in enumerate((1 / 2, 1 / 8, 1 / 64))
+    for method, error in (("hashed:elementwise", 1.5), ("hashed:strips", 1.6), ("small_dense", 2.0), ("low_rank", 3.0))
+] + [trained("dense", 1.0, 1.4)]
+
+
+def test_every_method_of_the_study_has_a_look_of_its_own_in_its_panel():
+    from hashedmm import experiments
+
+    assert set(experiments.COMPARED) | {"dense"} <= plots.METHODS.keys()
+    assert set().union(*plots.GROUPS.values()) | {plots.REFERENCE} == set(experiments.COMPARED)
+    for methods in (*plots.GROUPS.values(), plots.HIGHLIGHTED, experiments.COMPARED):
+        looks = [(plots.METHODS[m]["color"], plots.METHODS[m]["marker"]) for m in {*methods, plots.REFERENCE}]
+        assert len(set(looks)) == len(looks)
+    assert len({plots.method_name(m) for m in experiments.COMPARED}) == len(experiments.COMPARED)
+
+
+def test_error_groups_draws_each_group_beside_the_reference():
+    groups = {"hashes": ("hashed:strips",), "others": ("small_dense", "low_rank", "obd")}
+    figure = plots.error_groups(GRID, "errors", groups)
+    left, right = figure.axes
+    color = {m: plots.METHODS[m]["color"] for m in plots.METHODS}
+    assert curves(left).keys() == {color["hashed:elementwise"], color["hashed:strips"]}
+    assert curves(right).keys() == {color[m] for m in ("hashed:elementwise", "small_dense", "low_rank")}
+    x, y = curves(left)[color["hashed:strips"]]
+    assert x == [round(3_000_000 * c) / 1024 for c in (1 / 64, 1 / 8, 1 / 2)] and y == pytest.approx([3.2, 2.4, 1.6])
+    band = left.collections[1].get_paths()[0].vertices[:, 1]
+    assert band.min() == pytest.approx(1.5) and band.max() == pytest.approx(3.3)
+    assert {"strips 3.20", "elementwise 3.00"} <= set(texts_of(left)) and any("dense" in t for t in texts_of(left))
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["hashes", "others"]
+    assert "%" in left.get_ylabel() and "KiB" in left.get_xlabel()
+    assert right.get_ylim()[1] > 6 > left.get_ylim()[1] > 3.2  # scales of their own
+    assert plots.png(figure).startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="at least one row"):
+        plots.error_groups([], "nothing")
+
+
+def test_accuracy_has_a_panel_a_depth():
+    deep = [dict(r, layers=[784, 1000, 1000, 1000, 10], test_error_mean=r["test_error_mean"] / 2) for r in GRID]
+    figure = plots.accuracy([*deep, *GRID])
+    one, three = figure.axes
+    assert one.get_title(loc="left") == "784-1000-10" and three.get_title(loc="left") == "784-1000-1000-1000-10"
+    strips = plots.METHODS["hashed:strips"]["color"]
+    assert curves(three)[strips][1] == pytest.approx([y / 2 for y in curves(one)[strips][1]])
+    low, high = one.get_ylim()
+    assert (low, high) == three.get_ylim() and low < 0.7 and high > 6  # one scale for both
+    assert "strips 3.20" in texts_of(one) and "strips 1.60" in texts_of(three)
+
+
+def test_error_map_compares_with_elementwise():
+    rows = [
+        trained("hashed:elementwise", error=2.0), trained("small_dense", error=4.0, std=1.0),
+        trained("low_rank", error=1.0), trained("hashed:elementwise", error=10.0, dataset="bg_rand"),
+        trained("small_dense", error=20.0, dataset="bg_rand"),
+    ]  # fmt: skip
+    (ax,) = plots.error_map(rows, "errors").axes
+    ratio = np.asarray(image_of(ax).get_array().filled(np.nan))
+    assert ratio[:2].tolist() == [[0, 0], [1, 1]] and ratio[2, 0] == -1 and np.isnan(ratio[2, 1])
+    by_text = {t.get_text(): t for t in ax.texts}
+    assert by_text.keys() == {"2.00", "4.00\n±1.00", "1.00", "10.0", "20.0"}  # unstable: says so
+    assert {t for t, text in by_text.items() if text.get_weight() == "bold"} == {"1.00", "10.0"}
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["mnist", "bg\nrand"]
+    with pytest.raises(ValueError, match="rows must hold hashed:elementwise"):
+        plots.error_map([trained("dense")], "errors")
+
+
+def test_expansion_compares_equal_storage():
+    rows = [
+        trained("hashed:strips", c / k, error, layers=(784, 1000 * k, 10), stored_bytes=b)
+        for c, b in ((1 / 8, 400_000), (1 / 64, 50_000))
+        for k, error in ((1, 2.0), (2, 1.8 + c))
+    ]
+    large, small = plots.expansion(rows).axes
+    blue = plots.METHODS["hashed:strips"]["color"]
+    assert curves(large)[blue] == ([1000, 2000], [2.0, 1.925])
+    assert curves(small)[blue] == ([1000, 2000], [2.0, pytest.approx(1.815625)])
+    assert large.get_title(loc="left") == "391 to 391 KiB stored" and texts_of(small) == ["strips 1.82"]
+
+
+def strips(error, given, stride, height=128, panel=(128, 784)):
+    """A row of strips_shape: the options ``given``, and what they were cut to."""
+    spec = {"block": [height, 1], "panel": list(panel), "stride": stride}
+    return trained("hashed:strips", 1 / 64, error, options=[list(o) for o in given.items()], specs=[[spec, None]])
+
+
+SHAPES = [
+    trained("hashed:elementwise", 1 / 64, 2.5),
+    strips(4.7, {"stride": 128}, 128),
+    strips(2.7, {"stride": 16}, 16),
+    strips(2.6, {"height": 8, "stride": 8}, 8, height=8),
+    strips(2.8, {"panel": [128, 256], "stride": 16}, 16, panel=(128, 208)),
+    strips(2.9, {"height": 256, "panel": [256, 416], "stride": 24}, 24, height=256, panel=(256, 400)),
+]
+
+
+def test_sweeps_vary_one_thing_each():
+    found = {name: [(text, r["test_error_mean"]) for text, r in pairs] for name, pairs in plots.sweeps(SHAPES).items()}
+    assert found == {
+        "stride": [("16", 2.7), ("128", 4.7)],
+        "height": [("8", 2.6), ("128", 2.7)],
+        "panel": [("128 x 208", 2.8), ("128 x 784", 2.7)],
+        "all three": [("height 256, panel 256 x 400, stride 24", 2.9)],
+    }
+
+
+def test_the_shapes_of_strips_are_drawn_beside_elementwise():
+    figure = plots.strips_shape(SHAPES)
+    stride, height, panel = figure.axes
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["1/64: stride", "1/64: height", "1/64: panel"]
+    for ax, errors in ((stride, ["2.70", "4.70"]), (height, ["2.60", "2.70"]), (panel, ["2.80", "2.70"])):
+        assert [t for t in texts_of(ax) if t != "elementwise"] == errors
+        (band,) = ax.patches
+        assert (band.get_y(), band.get_height()) == (pytest.approx(2.4), pytest.approx(0.2))
+        filled = [line for line in ax.lines if line.get_marker() == "D" and line.get_markerfacecolor() == plots.BLUE]
+        assert [line.get_ydata()[0] for line in filled] == [2.7]  # the default
+    assert [t.get_text() for t in panel.get_xticklabels()] == ["128 x\n208", "128 x\n784"]
+
+
+def test_hash_errors_shows_every_seed():
+    rows = [trained("hashed:strips", 1 / 8, 2.0), trained("hashed:strips", 1 / 8, 2.4, hash="multiply_shift")]
+    (ax,) = plots.hash_errors(rows).axes
+    seeds = {tuple(line.get_xdata()): tuple(line.get_ydata()) for line in ax.lines if line.get_marker() in "oX"}
+    assert seeds[tuple(rows[0]["test_errors"])] == (0, 0, 0) and seeds[tuple(rows[1]["test_errors"])] == (1, 1, 1)
+    assert texts_of(ax) == ["2.00", "2.40"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["strips, fmix32", "strips, multiply_shift"]
+
+
+def test_error_against_operations_counts_both_kinds():
+    rows = [*GRID, trained("hashed:codebook", 1 / 64, 3.5, multiply_adds=1000, additions=9000)]
+    eighth, least = plots.error_against_operations(rows, "operations").axes
+    assert "codebook" in texts_of(least) and "codebook" not in texts_of(eighth)
+    assert {"dense", "strips"} <= set(texts_of(eighth)) & set(texts_of(least))
+    places = {line.get_xdata()[0] for line in least.lines if line.get_marker() == ">"}
+    assert places == {10_000}
+    with pytest.raises(ValueError, match="at least one row"):
+        plots.error_against_operations([trained("low_rank", 1 / 2)], "operations")
+
+
+def layer_row(layer, kernel, ms, spec, n=1, both=2.0, compression=1 / 8):
+    return {
+        "operation": "matmul", "kernel": kernel, "layer": layer, "size": "1024x1024", "dtype": "float16",
+        "compression": compression, "shape": [1024, 1024, n], "structure": spec.structure, "ms": ms,
+        "spec": {"block": list(spec.block), "panel": spec.panel and list(spec.panel), "stride": spec.stride},
+        "baselines": {"cublas_float16": 1.0, "materialise_cublas": both},
+    }  # fmt: skip
+
+
+def of_spec(spec, error):
+    """A trained row whose first layer is ``spec``."""
+    first = {
+        "shape": list(spec.shape), "compression": spec.compression, "block": list(spec.block), "seed": spec.seed,
+        "panel": spec.panel and list(spec.panel), "stride": spec.stride, "hash": spec.hash,
+    }  # fmt: skip
+    return trained(f"hashed:{spec.structure}", 1 / 8, error, specs=[[first, None]])
+
+
+def test_traded_finds_the_layers_whose_error_is_known():
+    big, small = (1024, 1024), (200, 150)
+    rows = [
+        layer_row("strips", "sketch", 0.25, HashSpec.strips(big, 1 / 8, height=64, panel=(64, 512))),
+        layer_row("strips", "tensor", 4.0, HashSpec.strips(big, 1 / 8, height=64, panel=(64, 512))),
+        layer_row("strips-16", "strip", 0.1, HashSpec.strips(big, 1 / 8, height=16, panel=(64, 512))),
+        layer_row("panels", "panel", 5.0, HashSpec.panels(big, 1 / 8, panel=(64, 512)), both=0.5),
+        layer_row("elementwise", "shared", 9.0, HashSpec.elementwise(big, 1 / 8), n=1024),
+    ]
+    networks = [
+        of_spec(HashSpec.strips(small, 1 / 8, height=64, panel=(64, 100), seed=3), 9.0),  # another panel
+        of_spec(HashSpec.strips(small, 1 / 8, height=64, panel=(64, 512), stride=64, seed=3), 2.5),
+        of_spec(HashSpec.strips(small, 1 / 8, height=64, panel=(64, 512), stride=64, seed=3), 7.0),  # the second
+        of_spec(HashSpec.panels(small, 1 / 8, panel=(64, 512), seed=3), 2.25),
+        of_spec(HashSpec.elementwise(small, 1 / 8, seed=3), 2.0),
+        trained("low_rank"),
+    ]
+    found = plots.traded(rows, networks, 1 / 8, 1, size="1024x1024")
+    assert found == [
+        plots.Traded("strips", "strips, 64 high, stride 64", "sketch", 4.0, 2.5, 0.1),
+        plots.Traded("panels", "panels", "materialise", 2.0, 2.25, 0.1),
+    ]
+    (many,) = plots.traded(rows, networks, 1 / 8, 1024, size="1024x1024")
+    assert (many.layer, many.way, many.speed) == ("elementwise", "materialise", 0.5)
+    assert plots.traded(rows, networks, 1 / 64, 1, size="1024x1024") == []
+
+    figure = plots.frontier({"n = 1": found, "n = 1,024": [many]}, "both", dense_error=1.5)
+    one, other = figure.axes
+    assert texts_of(one) == ["dense 1.50", "panels: materialise", "strips, 64 high, stride 64: sketch"]
+    points = {(line.get_xdata()[0], line.get_ydata()[0]) for line in one.lines if len(line.get_xdata()) == 1}
+    assert {(4.0, 2.5), (2.0, 2.25), (1.0, 1.5)} <= points
+    assert "elementwise: materialise" in texts_of(other)
+    with pytest.raises(ValueError, match="at least one row"):
+        plots.frontier({"nothing": []}, "none")
