@@ -49,6 +49,7 @@ ORDER = (
     ("plots", "report"),
     ("exercises",),
     ("widgets", "check"),
+    ("notebooks",),
     ("cli",),
     ("__main__",),
 )
@@ -192,7 +193,7 @@ def conda_environment():
 def conda_packages(environment):
     """{name: Requirement} of the conda section, by the names that pip uses."""
     packages = (Requirement(line) for line in environment["dependencies"] if isinstance(line, str))
-    return {package.name.removeprefix("python-"): package for package in packages}
+    return {package.name.removeprefix("python-").removesuffix("-python"): package for package in packages}
 
 
 def conda_extras(environment):
