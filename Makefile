@@ -25,20 +25,21 @@ demo: $(VENV)/.demo  ## train a dense net, small dense nets and HashedNets on MN
 lab: $(VENV)/.lab  ## open the walkthrough in JupyterLab
 	$(PY) -m jupyterlab notebooks/00_start_here.ipynb
 
-test: lint  ## run every check: ruff, mypy, the tests, all notebooks
-	$(PY) -m pytest -n $(WORKERS) --dist loadfile --nbval-lax --nbval-current-env tests $(wildcard notebooks)
+# In the order of the files: those of tests first, which have the longest one, and the notebooks fill what is left.
+test: lint  ## run every check: ruff, mypy, the gates, the tests, all notebooks
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --nbval-lax --nbval-current-env tests $(wildcard notebooks)
 
-lint: $(VENV)/.test  ## run ruff and mypy alone
+lint: $(VENV)/.test  ## run ruff, mypy and the gates of the notebooks alone
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+	$(PY) -m hashedmm.notebooks
 
 bench: $(VENV)/.demo  ## measure the CPU kernels against NumPy's dense product
 	$(VENV)/bin/hashedmm bench --cpu
 
-notebooks: $(VENV)/.lab  ## execute every notebook in place
+notebooks: $(VENV)/.lab  ## execute every notebook in place; minutes measured beside minutes stated
 	rm -f data/results/traces.json
-	HASHEDMM_RECORD_TRACES=$(CURDIR)/data/results/traces.json $(PY) -m nbconvert --to notebook --execute --inplace --ExecutePreprocessor.kernel_name=python3 \
-	    --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
+	HASHEDMM_RECORD_TRACES=$(CURDIR)/data/results/traces.json $(PY) -m hashedmm.notebooks --fix --execute
 
 readme: $(VENV)/.demo  ## write the README's tables again from data/results
 	$(VENV)/bin/hashedmm report --write README.md

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hashedmm.experiments import compression_text
+from hashedmm.experiments import chosen, compression_text, student
 
 Row = Mapping[str, Any]
 Column = tuple[str, Callable[[Row], str]]  # the heading, and the text of a row
@@ -48,6 +48,8 @@ def _baseline(row: Row) -> tuple[str, float]:
 
 
 def _error(row: Row) -> str:
+    if row["test_error_mean"] is None:  # of a search, which does not look at the test set
+        return f"{statistics.mean(row['validation_errors']):.2f} (validation)"
     if row["test_error_std"] is None:
         return f"{row['test_error_mean']:.2f}"
     return f"{row['test_error_mean']:.2f} ± {row['test_error_std']:.2f}"
@@ -83,6 +85,12 @@ def _training_columns(rows: Sequence[Row]) -> list[Column]:
 def _timing_columns(rows: Sequence[Row]) -> list[Column]:
     on_gpu = not any(r["kernel"].startswith(("cpu_", "numpy")) for r in rows)
     kernel: list[Column] = [("kernel", lambda r: r["kernel"])] if on_gpu else []
+    against: list[Column] = []
+    if all(r["baselines"] for r in rows):
+        against = [
+            (f"{_baseline(rows[0])[0].replace('_', ' ')}, ms", lambda r: _milliseconds(_baseline(r)[1])),
+            ("times as fast", lambda r: f"{_baseline(r)[1] / r['ms']:.2f}"),
+        ]
     return [
         ("operation", lambda r: r["operation"]),
         ("outputs x inputs", lambda r: f"{r['shape'][0]} x {r['shape'][1]}"),
@@ -91,8 +99,7 @@ def _timing_columns(rows: Sequence[Row]) -> list[Column]:
         ("compression", lambda r: compression_text(r["compression"])),
         *kernel,
         ("ms", lambda r: _milliseconds(r["ms"])),
-        (f"{_baseline(rows[0])[0].replace('_', ' ')}, ms", lambda r: _milliseconds(_baseline(r)[1])),
-        ("times as fast", lambda r: f"{_baseline(r)[1] / r['ms']:.2f}"),
+        *against,
     ]
 
 
@@ -203,18 +210,128 @@ def _epochs_columns(rows: Sequence[Row]) -> list[Column]:
     ]
 
 
+# The study: a row of a table holds the cells of several rows of the record, {"cells": {heading: row}}.
+
+
+def _name(method: str) -> str:
+    """strips, 8 bits; distilled strips; small dense."""
+    base = student(method)
+    name = base.partition(":")[2] + ", 8 bits" * base.startswith("hashed8:") if ":" in base else base
+    return ("distilled " if base != method else "") + name.replace("_", " ")
+
+
+def _hidden(row: Row) -> int:
+    """The number of hidden layers."""
+    return len(row["layers"]) - 2
+
+
+def _pivot(rows: Sequence[Row], keys: Callable[[Row], dict[str, Any]], heading: Callable[[Row], Any]) -> list[Row]:
+    """One row for each different ``keys``, in the order in which they first occur, its cells by ``heading``."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in rows:
+        key = keys(row)
+        found.setdefault(tuple(key.values()), {**key, "cells": {}})["cells"][heading(row)] = row
+    return list(found.values())
+
+
+def by_compression(rows: Sequence[Row]) -> list[Row]:
+    """One row for each depth and method, a cell for each compression."""
+    return _pivot(rows, lambda r: {"hidden": _hidden(r), "method": r["method"]}, lambda r: r["compression"])
+
+
+def by_dataset(rows: Sequence[Row]) -> list[Row]:
+    """One row for each depth, compression and method, a cell for each data set. MNIST, whose rows come from another
+    record, is left out where no other data set has the method and compression."""
+    own = {(r["method"], r["compression"]) for r in rows if r["dataset"] != "mnist"}
+    order = sorted(
+        (r for r in rows if (r["method"], r["compression"]) in own), key=lambda r: (_hidden(r), -r["compression"])
+    )
+    return _pivot(
+        order,
+        lambda r: {"hidden": _hidden(r), "compression": r["compression"], "method": r["method"]},
+        lambda r: r["dataset"],
+    )
+
+
+def by_settings(rows: Sequence[Row]) -> list[Row]:
+    """Of a search: one row for each method and compression, a cell for each depth: the runs with their settings."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for r in rows:
+        line = found.setdefault((r["method"], r["compression"]), {**r, "cells": {}})
+        line["cells"].setdefault(_hidden(r), []).append(r)
+    return list(found.values())
+
+
+def _cell(heading: Any, text: Callable[[Any], str]) -> Callable[[Row], str]:
+    """The text of one cell of a pivoted row, "-" where it has none."""
+    return lambda row: text(row["cells"][heading]) if heading in row["cells"] else "-"
+
+
+def _headings(rows: Sequence[Row]) -> list[Any]:
+    return list(dict.fromkeys(heading for row in rows for heading in row["cells"]))
+
+
+def _compression_columns(rows: Sequence[Row]) -> list[Column]:
+    return [
+        ("hidden layers", lambda r: str(r["hidden"])),
+        ("method", lambda r: _name(r["method"])),
+        *((compression_text(c), _cell(c, _error)) for c in sorted(_headings(rows), reverse=True)),
+    ]
+
+
+def _dataset_columns(rows: Sequence[Row]) -> list[Column]:
+    names = sorted(_headings(rows), key=lambda name: name != "mnist")
+    return [
+        ("hidden layers", lambda r: str(r["hidden"])),
+        ("compression", lambda r: compression_text(r["compression"])),
+        ("method", lambda r: _name(r["method"])),
+        *((name.replace("_", " "), _cell(name, _error)) for name in names),
+    ]
+
+
+def _settings_columns(rows: Sequence[Row]) -> list[Column]:
+    columns: list[Column] = [
+        ("method", lambda r: _name(r["method"])),
+        ("compression", lambda r: compression_text(r["compression"])),
+    ]
+
+    def best(runs: Sequence[Row]) -> Row:
+        found = chosen(runs[0]["method"], runs[0]["compression"], runs[0]["layers"], {"rows": runs})
+        return next(r for r in runs if (r["dropout"], r["lr"]) == (found["dropout"], found["lr"]))
+
+    def validation(run: Row) -> float:
+        return statistics.mean(run["validation_errors"])
+
+    for depth in sorted(_headings(rows)):
+        layers = f"{depth} hidden"
+        columns += [
+            (f"{layers}: dropout", _cell(depth, lambda runs: f"{best(runs)['dropout']:g}")),
+            ("rate", _cell(depth, lambda runs: f"{best(runs)['lr']:g}")),
+            ("error, %", _cell(depth, lambda runs: f"{validation(best(runs)):.2f}")),
+            ("next, %", _cell(depth, lambda runs: f"{sorted(map(validation, runs))[1]:.2f}" if runs[1:] else "-")),
+        ]
+    return columns
+
+
 class View(NamedTuple):
-    """Which rows of a record are shown, and in which columns."""
+    """Which rows of a record are shown, and in which columns; ``beside`` names records whose rows belong to them."""
 
     select: Callable[[Sequence[Row]], Sequence[Row]]
     columns: Callable[[Sequence[Row]], list[Column]]
+    beside: tuple[str, ...] = ()
 
 
 VIEWS: dict[str, View] = {
     "summary": View(summary, _summary_columns),
     "epochs": View(lambda rows: rows, _epochs_columns),
+    "compressions": View(by_compression, _compression_columns),
+    "datasets": View(by_dataset, _dataset_columns, ("mnist_grid",)),
+    "settings": View(by_settings, _settings_columns),
 }
-IN_A_TERMINAL = {"gpu_layer": "summary", "gpu_steps": "epochs"}  # what `hashedmm report` shows of a record
+IN_A_TERMINAL = {  # what `hashedmm report` shows of a record
+    "gpu_layer": "summary", "gpu_steps": "epochs",
+    "mnist_grid": "compressions", "variants": "datasets", "search": "settings",
+}  # fmt: skip
 
 
 def has_table(record: Mapping[str, Any]) -> bool:
@@ -222,9 +339,12 @@ def has_table(record: Mapping[str, Any]) -> bool:
     return record["kind"] in _COLUMNS
 
 
-def _cells(record: Mapping[str, Any], view: str | None = None) -> list[list[str]]:
+def _cells(
+    record: Mapping[str, Any], view: str | None = None, beside: Sequence[Mapping[str, Any]] = ()
+) -> list[list[str]]:
     """Headings, then the rows."""
-    kind, rows = record["kind"], record["rows"]
+    kind = record["kind"]
+    rows: Sequence[Row] = [row for one in (*beside, record) for row in one["rows"]]
     if not has_table(record):
         raise ValueError(f"there are tables of records of kind {', '.join(_COLUMNS)}, not of {kind!r}")
     if view is not None and view not in VIEWS:
@@ -264,20 +384,32 @@ def origin(record: Mapping[str, Any]) -> str:
     return f"{device['name']}{cores}; {versions}; {record['date']}; `{record['command']}`."
 
 
-def markdown_table(record: Mapping[str, Any], view: str | None = None) -> str:
-    """A record's rows, or a view of them, as a Markdown table, then a line that says where they come from."""
-    cells = _cells(record, view)
+def markdown_table(record: Mapping[str, Any], view: str | None = None, beside: Sequence[Mapping[str, Any]] = ()) -> str:
+    """A record's rows, or a view of them, as a Markdown table, then a line that says where they come from.
+
+    Parameters
+    ----------
+    record : as `hashedmm.records.read` gives it
+    view : a key of `VIEWS`, or None
+    beside : records whose rows are shown with them, those that the view names
+    """
+    cells = _cells(record, view, beside)
     rule = ["---" if heading in _LEFT else "---:" for heading in cells[0]]
     lines = ["| " + " | ".join(row) + " |" for row in (cells[0], rule, *cells[1:])]
-    if record["kind"] == "training" and record["rows"]:
-        rows = record["rows"]
-        epochs = "/".join(sorted({str(r["epochs"]) for r in rows}, key=int))
-        batch = "/".join(sorted({str(r["batch"]) for r in rows}, key=int))
-        seeds = "one seed each. " if all(len(r["seeds"]) == 1 for r in rows) else ""
-        lines += ["", f"{epochs} epochs, batch {batch}, {seeds}{origin(record)}"]
-    else:
-        lines += ["", origin(record)]
+    for one in (record, *beside):
+        lines += ["", _said(one)]
     return "\n".join(lines)
+
+
+def _said(record: Mapping[str, Any]) -> str:
+    """What is said below a table: of trainings also how long they were."""
+    rows = record["rows"]
+    if record["kind"] != "training" or not rows:
+        return origin(record)
+    epochs = "/".join(sorted({str(r["epochs"]) for r in rows}, key=int))
+    batch = "/".join(sorted({str(r["batch"]) for r in rows}, key=int))
+    seeds = "one seed each. " if all(len(r["seeds"]) == 1 for r in rows) else ""
+    return f"{epochs} epochs, batch {batch}, {seeds}{origin(record)}"
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -308,7 +440,11 @@ def render(text: str, available: Mapping[str, Mapping[str, Any]]) -> str:
         rows = [row for row in available[name]["rows"] if all(str(row.get(k)) == v for k, v in values.items())]
         if not rows:
             raise ValueError(f"the table {start} has no rows: nothing in the record {name!r} is so")
-        return f"{start}\n\n{markdown_table({**available[name], 'rows': rows}, view or None)}\n\n{end}"
+        others = VIEWS[view].beside if view in VIEWS else ()
+        if lacking := [other for other in others if other not in available]:
+            raise ValueError(f"the table {start} shows rows of the record {lacking[0]!r}, too, and there is none")
+        beside = [available[other] for other in others]
+        return f"{start}\n\n{markdown_table({**available[name], 'rows': rows}, view or None, beside)}\n\n{end}"
 
     return _BLOCK.sub(block, text)
 
@@ -317,7 +453,10 @@ def render(text: str, available: Mapping[str, Mapping[str, Any]]) -> str:
 # Figures inside a document
 
 # The file, beside the document: the record that it is drawn from, and the function of hashedmm.plots that draws it.
-FIGURES: dict[str, tuple[str, str]] = {"docs/gpu_speed.png": ("gpu_layer", "layer_speed")}
+FIGURES: dict[str, tuple[str, str]] = {
+    "docs/gpu_speed.png": ("gpu_layer", "layer_speed"),
+    "docs/accuracy.png": ("mnist_grid", "accuracy"),
+}
 DIGEST = "Record"  # the key of a PNG's text that holds the digest
 
 

@@ -241,7 +241,12 @@ class Widget:
         settings = self.settings(**start)
         width, height = (round(100 * side) for side in self.size)
         layout = ipywidgets.Layout(
-            width=f"{width}px", height=f"{height}px", max_width="100%", object_fit="contain", flex="0 0 auto"
+            width=f"{width}px",
+            height=f"{height}px",
+            max_width="100%",
+            object_fit="contain",
+            flex="0 0 auto",
+            margin="0",
         )
         image = ipywidgets.Image(format="png", layout=layout)
         image.add_class(f"hashedmm-view-{self.name}")
@@ -265,9 +270,8 @@ class Widget:
                         slider = controls[name].shown
                         slider.max = parameter.most(values)  # takes the slider's value along
                         values[name] = slider.value
-                figure, said, page = self._shown(given, values)
-                image.value, image.tooltip = plots.png(figure), said
-                text.value = page
+                figure, page = self._shown(given, values)
+                image.value, text.value = plots.png(figure), page
             finally:
                 busy = False
 
@@ -277,16 +281,16 @@ class Widget:
         box = ipywidgets.Layout(display="flex", flex_flow="row wrap", align_items="flex-start", max_width=f"{width}px")
         return ipywidgets.VBox([ipywidgets.Box([c.shown for c in controls.values()], layout=box), image, text])
 
-    def _shown(self, given: tuple[Any, ...], values: Mapping[str, Any]) -> tuple[Figure, str, str]:
-        """The picture, what it shows, and the HTML under it; where there is none, why."""
+    def _shown(self, given: tuple[Any, ...], values: Mapping[str, Any]) -> tuple[Figure, str]:
+        """The picture, and the HTML under it, which says what it shows; where there is none, why."""
         try:
             numbers = self.numbers(*given, **values)
         except (ValueError, FileNotFoundError) as e:
             figure = Figure(figsize=self.size)
             words = f"This cannot be drawn. {e}"
             figure.text(0.03, 0.9, _wrapped(words, 90), va="top", color=plots.VERMILION)
-            return figure, words, f'<p role="alert">{html.escape(words)}</p>'
-        return self.draw(numbers), self.say(numbers), self._html(numbers)
+            return figure, f'<p role="alert">{html.escape(words)}</p>'
+        return self.draw(numbers), self._html(numbers)
 
     def _html(self, numbers: Any) -> str:
         rows = " &nbsp; ".join(f"{html.escape(k)}&nbsp;<b>{html.escape(v)}</b>" for k, v in self.table(numbers))
@@ -1280,7 +1284,7 @@ class WaysNumbers(NamedTuple):
     device: str
     layer: str
     uses: int
-    dtype: str | None
+    dtype: str
     cases: dict[tuple[Any, ...], dict[str, float]]
 
     @property
@@ -1302,10 +1306,10 @@ def recorded_layers() -> dict[str, str]:
     return {plots.LAYERS.get(name, ("", name))[1]: name for name in names}
 
 
-def ways_numbers(layer: str, uses: int, dtype: str | None) -> WaysNumbers:
+def ways_numbers(layer: str, uses: int, dtype: str) -> WaysNumbers:
     """The recorded times of one layer's products, a materialised W being used for ``uses`` products."""
     record = _read("gpu_layer")
-    cases = {c: ms for c, ms in plots.ways(record["rows"], layer, uses).items() if dtype in (None, c[1])}
+    cases = {c: ms for c, ms in plots.ways(record["rows"], layer, uses).items() if dtype in ("both", c[1])}
     if not cases:
         raise ValueError(f"the record gpu_layer has no products of {layer} in {dtype}; choose another dtype")
     return WaysNumbers(record["rows"], record["device"]["name"], layer, uses, dtype, cases)
@@ -1314,7 +1318,7 @@ def ways_numbers(layer: str, uses: int, dtype: str | None) -> WaysNumbers:
 def draw_ways(n: WaysNumbers) -> Figure:
     label = plots.LAYERS.get(n.layer, ("", n.layer))[1]
     title = f"The fastest way, and times as fast as dense cuBLAS: {label}, {n.device}"
-    figure = plots.ways_map(n.rows, n.layer, uses=(n.uses,), dtype=n.dtype, title=title)
+    figure = plots.ways_map(n.rows, n.layer, uses=(n.uses,), dtype=None if n.dtype == "both" else n.dtype, title=title)
     figure.set_size_inches(*WAYS_SIZE)
     (ax,) = figure.axes
     ax.set_ylabel("matrix, dtype, compression")
@@ -1931,7 +1935,7 @@ WIDGETS: dict[str, Widget] = {
             {
                 "layer": Choice("Layer", recorded_layers),
                 "uses": Choice("Uses of a W", _same(1, 2, 3, 5, 10, 20, 50, 100, 1000, 10_000), 1, "slider"),
-                "dtype": Choice("Type", {"both": None, "float16": "float16", "float32": "float32"}, look="buttons"),
+                "dtype": Choice("Type", _same("both", "float16", "float32"), look="buttons"),
             },
             ways_numbers, draw_ways, say_ways, table_ways, WAYS_SIZE,
         ),

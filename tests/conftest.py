@@ -35,6 +35,7 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests marked slow, too")
     parser.addoption("--perf", action="store_true", help="run the tests marked perf, too")
+    parser.addoption("--browser", action="store_true", help="run the tests marked browser, too")
 
 
 @functools.cache
@@ -48,7 +49,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip marked tests, each with its reason: pytest lists them at the end of the run."""
     if item.get_closest_marker("gpu") and not _gpu_available():
         pytest.skip("no CUDA GPU with CuPy here (`hashedmm doctor` says what is missing)")
-    for marker in ("slow", "perf"):
+    for marker in ("slow", "perf", "browser"):
         if item.get_closest_marker(marker) and not item.config.getoption(marker):
             pytest.skip(f"marked {marker}: run it with --{marker}")
 

@@ -80,9 +80,10 @@ def test_source_shows_each_function_once(monkeypatch):
 def test_kernel_text_is_the_file_or_a_part_of_it():
     whole = (resources.files("hashedmm") / "kernels" / "sketch_sum_mma.cu").read_text()
     assert plots.kernel_text("sketch_sum_mma") == f"```cuda\n// hashedmm/kernels/sketch_sum_mma.cu\n{whole}```"
-    part = plots.kernel_text("sketch_sum_mma", "unsigned select(", "}").splitlines()
-    first = next(i for i, line in enumerate(whole.splitlines(), start=1) if "unsigned select(" in line)
-    assert part[1] == f"// hashedmm/kernels/sketch_sum_mma.cu, lines {first} to {first + len(part) - 4}"
+    header = (resources.files("hashedmm") / "kernels" / "sketch.cuh").read_text()
+    part = plots.kernel_text("sketch.cuh", "unsigned select(", "}").splitlines()
+    first = next(i for i, line in enumerate(header.splitlines(), start=1) if "unsigned select(" in line)
+    assert part[1] == f"// hashedmm/kernels/sketch.cuh, lines {first} to {first + len(part) - 4}"
     assert part[2].startswith("__device__") and part[3].startswith("    ") and part[-2:] == ["}", "```"]
     assert plots.kernel_text("hash.cuh", last="#pragma once").splitlines()[-2] == "#pragma once"
     indented = plots.kernel_text("sketch_sum_mma", "int task = first_strip", "int group_end").splitlines()

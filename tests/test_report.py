@@ -77,7 +77,7 @@ def test_the_summary_as_a_table(layer):
 @pytest.mark.parametrize(
     "marker, message",
     [
-        ("gpu_layer/everything", "there is no view 'everything' of a record; there are summary, epochs"),
+        ("gpu_layer/everything", "there is no view 'everything' of a record; there are summary, epochs, compressions"),
         ("gpu_layer/summary size=1x1", "has no rows"),
         ("nothing/summary", "the table 'nothing' has no record"),
     ],
@@ -111,6 +111,97 @@ def test_the_epochs_view():
 def test_reached_counts_the_seconds_up_to_the_epoch():
     assert bench.reached(98.3, [97.0, 98.3, 98.1], [1.0, 2.0, 4.0]) == 3.0
     assert bench.reached(99.0, [97.0, 98.3], [1.0, 2.0]) is None
+
+
+# The study
+
+
+def study(method, compression, error, std=0.1, layers=(784, 1000, 10), dataset="mnist", **more):
+    return {
+        "method": method, "compression": compression, "layers": list(layers), "dataset": dataset, "epochs": 30,
+        "batch": 100, "seeds": [0, 1], "test_error_mean": error, "test_error_std": std,
+        "seconds": 1.0, "stored_bytes": 4,
+    } | more  # fmt: skip
+
+
+DEEP = (784, 1000, 1000, 1000, 10)
+
+
+def table_cells(record, view, beside=()):
+    lines = report.markdown_table(record, view, beside).splitlines()
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
+
+
+def training_record(rows, command="hashedmm experiment x"):
+    return records.new_record("training", rows, command, {"kind": "gpu", "name": "a GPU"})
+
+
+@pytest.fixture
+def grid():
+    rows = [
+        study("dense", 1.0, 1.4), study("hashed8:strips", 1 / 64, 1.875), study("hashed8:strips", 1 / 8, 1.5),
+        study("distilled:small_dense", 1 / 8, 2.0, None), study("hashed8:strips", 1 / 8, 1.25, layers=DEEP),
+    ]  # fmt: skip
+    return training_record(rows, "hashedmm experiment mnist_grid")
+
+
+def test_methods_against_compressions(grid):
+    assert table_cells(grid, "compressions") == [
+        ["hidden layers", "method", "1", "1/8", "1/64"],
+        ["---:", "---", "---:", "---:", "---:"],
+        ["1", "dense", "1.40 ± 0.10", "-", "-"],
+        ["1", "strips, 8 bits", "-", "1.50 ± 0.10", "1.88 ± 0.10"],
+        ["1", "distilled small dense", "-", "2.00", "-"],
+        ["3", "strips, 8 bits", "-", "1.25 ± 0.10", "-"],
+    ]
+
+
+def test_methods_against_data_sets(grid):
+    rows = [
+        study("hashed8:strips", 1 / 64, 5.0, dataset="bg_rand", epochs=60),
+        study("hashed8:strips", 1 / 8, 4.0, dataset="bg_rand", epochs=60),
+        study("hashed8:strips", 1 / 8, 3.0, dataset="rect", epochs=300),
+    ]
+    variants = training_record(rows, "hashedmm experiment variants")
+    text = "<!-- table: variants/datasets -->\n<!-- end -->"
+    written = report.render(text, {"variants": variants, "mnist_grid": grid})
+    assert "60/300 epochs, batch 100" in written and "30 epochs, batch 100" in written
+    assert written.index("experiment variants") < written.index("experiment mnist_grid")
+    assert report.render(written, {"variants": variants, "mnist_grid": grid}) == written
+    assert table_cells(variants, "datasets", [grid]) == [
+        ["hidden layers", "compression", "method", "mnist", "bg rand", "rect"],
+        ["---:", "---:", "---", "---:", "---:", "---:"],
+        ["1", "1/8", "strips, 8 bits", "1.50 ± 0.10", "4.00 ± 0.10", "3.00 ± 0.10"],
+        ["1", "1/64", "strips, 8 bits", "1.88 ± 0.10", "5.00 ± 0.10", "-"],
+        ["3", "1/8", "strips, 8 bits", "1.25 ± 0.10", "-", "-"],
+    ]
+    with pytest.raises(ValueError, match="rows of the record 'mnist_grid', too, and there is none"):
+        report.render(text, {"variants": variants})
+
+
+def test_what_a_search_chose():
+    def searched(dropout, lr, error, layers=(784, 1000, 10)):
+        more = {"dropout": dropout, "lr": lr, "validation_errors": [error], "seeds": [0]}
+        return study("small_dense", 1 / 8, None, None, layers, **more)
+
+    record = training_record([
+        searched(0.0, 1e-3, 2.5), searched(0.1, 1e-3, 2.25), searched(0.1, 3e-4, 2.75),
+        searched(0.5, 3e-4, 1.5, DEEP),
+    ])  # fmt: skip
+    assert table_cells(record, "settings")[2] == [
+        "small dense", "1/8", "0.1", "0.001", "2.25", "2.50", "0.5", "0.0003", "1.50", "-"
+    ]  # fmt: skip
+    assert "2.50 (validation)" in report.text_table({**record, "rows": [
+        r | {"sizes": [1], "stored_values": 1, "seconds_per_epoch": 1.0, "options": []}
+        for r in record["rows"]
+    ]})  # fmt: skip
+
+
+def test_timings_without_a_baseline_have_a_table(layer):
+    rows = [dict(r, baselines={}) for r in layer["rows"]]
+    (head, *_) = report.text_table({**layer, "rows": rows}).splitlines()
+    assert head.split()[-1] == "ms"
+    assert report.text_table(layer).splitlines()[0].endswith("times as fast")
 
 
 # Figures

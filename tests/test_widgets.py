@@ -2,6 +2,7 @@
 
 import builtins
 import gc
+import html
 import itertools
 import json
 import subprocess
@@ -244,7 +245,7 @@ def test_every_control_moves_the_picture_and_the_text(name, quick):
     image, text = parts(box)
     assert f"hashedmm-view-{name}" in image._dom_classes
     assert len(image.value) > 1000 and "<b>" in text.value
-    assert image.tooltip == widget.alt(*given(widget))
+    assert widget.alt(*given(widget)) in html.unescape(text.value)
     assert image.layout.height == f"{round(100 * widget.size[1])}px"
     for parameter in reversed(widget.parameters.values()):  # the last ones depend on those before them
         before = bytes(image.value), text.value
@@ -656,9 +657,12 @@ def test_sketch_numbers(shape, height, stride, panel):
 
 def test_recorded_error_of_strips():
     widget = WIDGETS["sketch_explorer"]
-    rows = [r for r in records.read("strips_accuracy")["rows"] if r["options"] == [["stride", 16]]]
     n = widget.computed(height=128, stride=16, panel=784)
-    assert n.exact and n.nearest.error == rows[0]["test_error_mean"] and n.nearest.record == "strips_accuracy"
+    rows = [
+        r for r in records.read(n.nearest.record)["rows"]
+        if (r["method"], r["options"], r["compression"]) == ("hashed:strips", [["stride", 16]], 1 / 64)
+    ]  # fmt: skip
+    assert n.exact and n.nearest.error in [r["test_error_mean"] for r in rows] and n.nearest.seeds >= 3
     assert f"these strips had {n.nearest.error:.2f} %" in widget.say(n)
     near = widget.computed(height=64, stride=16)
     assert not near.exact and "nearest measured strips" in widget.say(near)

@@ -449,4 +449,44 @@ def my_mask(n, features, rate, seed, step):
     return kept.reshape((n, features), order="F")
 """
     },
+    "14.1": {
+        "by trying": """
+import math
+
+
+def kept(size, budget):
+    def stored(n):
+        bits = max(1, math.ceil(math.log2(size)))
+        return 4 * n + min(math.ceil(size / 8), math.ceil(n * bits / 8))
+
+    low, high = 0, size
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if stored(middle) <= budget else (low, middle - 1)
+    return low
+"""
+    },
+    "14.2": {
+        "from sums of squares": """
+def gap(a, b):
+    def of(x):
+        return sum((x - sum(x) / len(x)) ** 2) / (len(x) - 1) / len(x)
+
+    return sum(b) / len(b) - sum(a) / len(a), (of(a) + of(b)) ** 0.5
+"""
+    },
+    "14.3": {
+        "from the fastest down": """
+def on_frontier(speed, error):
+    found = np.zeros(len(speed), bool)
+    best = np.inf
+    for s in sorted(set(speed), reverse=True):
+        same = speed == s
+        least = error[same].min()
+        if least < best:
+            found |= same & (error == least)
+            best = least
+    return found
+"""
+    },
 }
