@@ -52,7 +52,7 @@ def _error(row: Row) -> str:
         return f"{statistics.mean(row['validation_errors']):.2f} (validation)"
     if row["test_error_std"] is None:
         return f"{row['test_error_mean']:.2f}"
-    return f"{row['test_error_mean']:.2f} ± {row['test_error_std']:.2f}"
+    return f"{row['test_error_mean']:.2f}\u00a0±\u00a0{row['test_error_std']:.2f}"  # spaces where no line breaks
 
 
 def _structure(row: Row) -> str:

@@ -232,15 +232,18 @@ def takes_few(operation: str, spec: HashSpec, n: int, dtype: str, shared_limit: 
 
 
 def takes_fused(operation: str, spec: HashSpec, n: int, dtype: str, where: build.Device) -> bool:
-    """Whether y = W x is one launch of sketch_fused_mma, if its tiles fit, by what an H100 was seen to do.
+    """Whether y = W x is one launch of sketch_fused_mma, by what an H100 was seen to do.
 
     It is made for wgmma and for warpgroups that take registers from others, and wants enough blocks; and overlapping
-    windows: where each bucket is in one window, slices of w fill the shared memory. The emulator takes it if asked.
+    windows: where each bucket is in one window, slices of w fill the shared memory. Panels of up to 448 inputs with up
+    to 4096 buckets fit there with their lists, two at a time. The emulator takes it if asked.
     """
+    if operation != "matmul" or dtype != "float16" or not build.has_wgmma(where):
+        return False
     g = geometry(spec)
     blocks = -(-g.strips // 2) * -(-n // 64)
-    faster = 128 < g.height <= 256 and g.bins <= 64 and g.buckets <= 4096 and 10 * blocks >= 9 * multiprocessors(where)
-    return operation == "matmul" and dtype == "float16" and faster and build.has_wgmma(where)
+    fits = 128 < g.height <= 256 and g.bins <= 64 and g.buckets <= 4096 and g.width <= 448
+    return fits and 10 * blocks >= 9 * multiprocessors(where)
 
 
 def few_workspace(spec: HashSpec, n: int, dtype: str, shared_limit: int, processors: int) -> int:

@@ -263,6 +263,18 @@ def test_the_one_launch_is_free_of_races(name):
     assert report.ok, str(report)
 
 
+@pytest.mark.parametrize("stride", [64, 240])
+def test_what_is_sent_to_one_launch_fits(monkeypatch, stride):
+    """The largest panels that `takes_fused` lets pass, with windows of any stride."""
+    monkeypatch.setattr(sketch.build, "has_wgmma", lambda where: True)
+    spec = HashSpec.strips((512, 448), 4096 / (256 * 448), height=256, panel=(256, 448), stride=stride)
+    g = sketch.geometry(spec)
+    assert (g.width, g.height) == (448, 256) and 4096 - stride < g.buckets <= 4096
+    assert sketch.takes_fused("matmul", spec, 64 * 132, "float16", "emulator")
+    capacity = sketch.lists(spec, "float16", "emulator")[1].shape[2]
+    assert sketch._fused_tile(spec, shared_limit("emulator"), capacity) is not None
+
+
 def test_what_does_not_fit_one_launch():
     w, x, gy = operands(spec := SPECS["overlapping windows"](), 9, "float16")
     with pytest.raises(ValueError, match="at most 64 candidates a panel.* 127 candidates"):

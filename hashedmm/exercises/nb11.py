@@ -45,8 +45,8 @@ WINDOWS = Exercise(
     after="## 2. Sum first, in NumPy",
     kind="function",
     spec="""
-One strip in one panel. `w` is the panel's slice. Candidate `k` is the window of `height` buckets that begins at `k
-* stride`; input `j` takes candidate `t[j]` with sign `sign[j]`. Write `my_windows(w, t, sign, x, height, stride)`:
+One strip in one panel. `w` is the panel's slice. Candidate `k` is the window of `height` buckets that begins at
+`k * stride`; input `j` takes candidate `t[j]` with sign `sign[j]`. Write `my_windows(w, t, sign, x, height, stride)`:
 $y = C\\,(S\\,x)$ of shape (height, n), summed first. `x` is (inputs, n).
 """,
     sizes="9 to 96 buckets; windows side by side and overlapping",
