@@ -238,12 +238,16 @@ def takes_fused(operation: str, spec: HashSpec, n: int, dtype: str, where: build
     windows: where each bucket is in one window, slices of w fill the shared memory. Panels of up to 448 inputs with up
     to 4096 buckets fit there with their lists, two at a time. The emulator takes it if asked.
     """
-    if operation != "matmul" or dtype != "float16" or not build.has_wgmma(where):
-        return False
+    able = operation == "matmul" and build.has_wgmma(where)
+    return able and fused_is_faster(spec, n, dtype, multiprocessors(where))
+
+
+def fused_is_faster(spec: HashSpec, n: int, dtype: str, processors: int) -> bool:
+    """`takes_fused` for y = W x on a Hopper GPU of so many multiprocessors (an H100: ``MULTIPROCESSORS``)."""
     g = geometry(spec)
     blocks = -(-g.strips // 2) * -(-n // 64)
     fits = 128 < g.height <= 256 and g.bins <= 64 and g.buckets <= 4096 and g.width <= 448
-    return fits and 10 * blocks >= 9 * multiprocessors(where)
+    return dtype == "float16" and fits and 10 * blocks >= 9 * processors
 
 
 def few_workspace(spec: HashSpec, n: int, dtype: str, shared_limit: int, processors: int) -> int:

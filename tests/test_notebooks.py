@@ -2,7 +2,6 @@
 
 import copy
 import json
-import math
 import shutil
 import subprocess
 import sys
@@ -11,8 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from hashedmm import exercises, notebooks, sketch, widgets
-from hashedmm.bench import LAYER
+from hashedmm import exercises, notebooks, widgets
 from hashedmm.notebooks import FOLDER, GATES, findings, mend, shelf
 
 BOOKS = shelf()
@@ -68,32 +66,6 @@ def test_cells_that_are_compared_are_many():
     for b in BOOKS:
         compared = [c for c in b.cells if notebooks.CHECKED in notebooks.tags_of(c)]
         assert compared and all(c.outputs for c in compared), b.path.name
-
-
-def test_the_rule_that_notebooks_repeat_is_the_packages(monkeypatch):
-    """Which products an H100 takes in one launch: notebooks 09 and 11 compute it where there is none."""
-    monkeypatch.setattr(sketch.build, "has_wgmma", lambda where: True)
-    monkeypatch.setattr(sketch, "multiprocessors", lambda where: 132)
-    for number, source in (("09", "model-code"), ("11", "bytes-table")):
-        (cell,) = (c for c in book(number).cells if c.id == source)
-        start = cell.source.index("def one_launch")
-        names = {"math": math, "sketch": sketch}
-        exec(cell.source[start : cell.source.index("\n\n\n", start)], names)
-        seen = set()
-        for layer, shape, c, n in (
-            (layer, shape, c, n)
-            for layer in ("strips", "strips-128", "strips-16")
-            for shape in ((8192, 8192), (4096, 4096), (1000, 784))
-            for c in (1 / 8, 1 / 64)
-            for n in (1, 32, 448, 449, 1024, 4096)
-        ):
-            spec = LAYER[layer](shape, c)
-            args = (spec, n, "float16") if number == "09" else (spec, n)
-            expected = sketch.takes_fused("matmul", spec, n, "float16", 0)
-            assert names["one_launch"](*args) == expected, (number, layer, shape, c, n)
-            seen.add(expected)
-        assert seen == {True, False}
-    assert not sketch.takes_fused("matmul", LAYER["strips"]((8192, 8192), 1 / 64), 1024, "float32", 0)
 
 
 # Every gate finds what it is for.

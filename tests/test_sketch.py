@@ -23,6 +23,7 @@ from hashedmm import (
     save_model,
     sketch,
 )
+from hashedmm.bench import LAYER
 from hashedmm.build import shared_limit
 from hashedmm.hashing import HASHES
 from hashedmm.kernels import SKETCH
@@ -273,6 +274,25 @@ def test_what_is_sent_to_one_launch_fits(monkeypatch, stride):
     assert sketch.takes_fused("matmul", spec, 64 * 132, "float16", "emulator")
     capacity = sketch.lists(spec, "float16", "emulator")[1].shape[2]
     assert sketch._fused_tile(spec, shared_limit("emulator"), capacity) is not None
+
+
+def test_where_one_launch_is_taken(monkeypatch):
+    """The recommended strips at 1/64, from so many columns on that there are blocks for an H100."""
+    monkeypatch.setattr(sketch.build, "has_wgmma", lambda where: True)
+    taken = {
+        (shape, c, n)
+        for shape in ((8192, 8192), (4096, 4096), (1000, 784)) for c in (1 / 8, 1 / 64)
+        for n in (1, 32, 448, 449, 1024, 4096)
+        if sketch.takes_fused("matmul", LAYER["strips"](shape, c), n, "float16", "emulator")
+    }  # fmt: skip
+    large, half = (8192, 8192), (4096, 4096)
+    least = {large: 449, half: 1024, (1000, 784): 4096}
+    assert taken == {(shape, 1 / 64, n) for shape, first in least.items() for n in (449, 1024, 4096) if n >= first}
+    spec = LAYER["strips"](large, 1 / 64)
+    for operation, dtype in (("matmul", "float32"), ("grad_x", "float16")):
+        assert not sketch.takes_fused(operation, spec, 1024, dtype, "emulator")
+    monkeypatch.setattr(sketch.build, "has_wgmma", lambda where: False)
+    assert not sketch.takes_fused("matmul", spec, 1024, "float16", "emulator")
 
 
 def test_what_does_not_fit_one_launch():

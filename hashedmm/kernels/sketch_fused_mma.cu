@@ -2,12 +2,12 @@
 // a training step asks for it.
 //
 // Who computes what: a block makes the outputs of GROUPS strips for 64 columns and walks the panels. Half of its warps
-// *sum*: a warp takes groups of 16 bins of one strip, as in sketch_sum_mma.cu, and leaves their rows of z in shared memory.
+// *sum*: a warp has 16 bins of one strip, as in sketch_sum_mma.cu, and leaves their rows of z in shared memory.
 // The others, a warpgroup a strip, *multiply*, as in sketch_multiply_mma.cu, the z of the panel before, and copy what
 // comes next: STAGES tiles of x, and STAGES + 1 slices of w and lists for each strip, are in shared memory at a time.
 // What to see: one barrier a panel, and between two barriers sums and products overlap; on Hopper the tensor cores run by
 // themselves meanwhile. x comes once from memory for GROUPS strips. The two kinds of warps need different numbers of
-// registers: on Hopper the ones give theirs to the others.
+// registers: on Hopper those that sum give some to those that multiply.
 //
 // Launch: 256 * GROUPS threads in a 1-D block; a 1-D grid: sets of GROUPS strips (fastest), tiles of columns. Dynamic
 // shared memory: 2 * GROUPS tiles of z, [TILE_K][64] halves; STAGES tiles of x, [inputs of the widest panel, in whole
