@@ -40,8 +40,9 @@ SUMS = 2**21  # numbers in the sums z at once, about
 
 @lru_cache(maxsize=64)
 def _hash_arguments(spec: HashSpec) -> tuple[np.ndarray, int]:
-    """(seed, a1, a2, b) as uint64, and which hash it is."""
-    return np.array([spec.seed, *multiply_shift_parameters(spec.seed)], np.uint64), HASHES.index(spec.hash)
+    """(seed, a1, a2, b, first block's row and column) as uint64, and which hash it is."""
+    numbers = [spec.seed, *multiply_shift_parameters(spec.seed), *spec.first_block]
+    return np.array(numbers, np.uint64), HASHES.index(spec.hash)
 
 
 # Numba types a product or a shift of uint32 as uint64, which halves the lanes of every vector instruction and adds
@@ -85,7 +86,8 @@ def _fmix32(h):
 @njit(cache=True, nogil=True)
 def _hash_row(arguments, kind, block_row, block_col, count, out):
     """out[k] = hash of block (block_row, block_col + k), k = 0 .. count - 1."""
-    i, first = np.uint32(block_row), np.uint32(block_col)
+    i = _add(np.uint32(block_row), np.uint32(arguments[4]))
+    first = _add(np.uint32(block_col), np.uint32(arguments[5]))
     seed = np.uint32(arguments[0])
     if kind == 0:
         key = _fmix32(np.uint32(seed ^ _fmix32(_add(i, np.uint32(GOLDEN32)))))

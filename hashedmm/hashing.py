@@ -441,9 +441,51 @@ class HashSpec:
                 start += buckets
         return slices
 
+    @property
+    def panel_grid(self) -> tuple[int, int]:
+        """How many panels there are from top to bottom, and from left to right."""
+        return self._panel_counts
+
+    def panel_start(self, row: int, col: int = 0) -> int:
+        """The first bucket of panel (row, col) of `panel_grid`. (row + 1, 0) is where a row of panels ends."""
+        down, across = self.panel_grid
+        row, col = _integer("row", row, 0, down), _integer("col", col, 0, across)
+        if row == down:
+            return self.n_buckets
+        ph, pw = self.panel or self.shape
+        height = min(ph, self.rows - row * ph)
+        if col == across:
+            return self.panel_start(row + 1)
+        return row * self.regions[0].base_step + col * self._panel_buckets(height, min(pw, self.cols))
+
+    def window(self, rows: tuple[int, int] | None = None, cols: tuple[int, int] | None = None) -> Window:
+        """Whole panels as a matrix of their own: rows [start, stop) and columns [start, stop) of `panel_grid`.
+
+        Parameters
+        ----------
+        rows, cols : (start, stop), counted in panels; None means all
+
+        Returns
+        -------
+        Window, which every product takes like a HashSpec.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a range is no pair of integers, is empty or leaves the grid.
+        """
+        down, across = self.panel_grid
+        return Window.of(self, _panel_range("rows", rows, down), _panel_range("cols", cols, across))
+
+    @property
+    def first_block(self) -> tuple[int, int]:
+        """What is added to a block's (I, J) before it is hashed: (0, 0), but in a `Window`."""
+        return 0, 0
+
     def hash_blocks(self, block_row, block_col) -> np.ndarray:
         """The hash values, uint32, of blocks (I, J); the two integer arrays broadcast."""
-        return _HASH_FUNCTIONS[self.hash](block_row, block_col, self.seed)
+        row, col = self.first_block
+        return _HASH_FUNCTIONS[self.hash](np.asarray(block_row) + row, np.asarray(block_col) + col, self.seed)
 
     def _iter_blocks(self) -> Iterator[tuple[Region, np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
         """Walk the matrix in groups of whole block rows: (region, I, J, offset, sign) with I (a,), J (b,), the others
@@ -565,6 +607,80 @@ class HashSpec:
                 f"smallest T (candidates of a block) {smallest:,}; hash {self.hash}, seed {self.seed}",
             ]
         )
+
+
+@dataclass(frozen=True)
+class Window(HashSpec):
+    """Some whole panels of a larger matrix, as a matrix of its own: what one step of a stream, or one of several
+    processes, computes. Made by `HashSpec.window`.
+
+    Its weights are those of the larger matrix, bit for bit: blocks are hashed by their place in ``whole``, and every
+    panel has the buckets that it has there. Its own vector of buckets is that of its panels, row by row: ``pieces`` of
+    the whole vector, one after the other. It cannot be saved: save ``whole``.
+
+    Attributes
+    ----------
+    whole : HashSpec
+    first_panel : (row, col) of its first panel in the grid of ``whole``
+    """
+
+    whole: HashSpec | None = None
+    first_panel: tuple[int, int] = (0, 0)
+
+    @classmethod
+    def of(cls, whole: HashSpec, rows: tuple[int, int], cols: tuple[int, int]) -> Window:
+        """Panels rows[0] .. rows[1] - 1 down, cols[0] .. cols[1] - 1 across."""
+        if isinstance(whole, Window):
+            raise TypeError("a window of a window is not made; take one of `whole`")
+        ph, pw = whole.panel or whole.shape
+        shape = min(rows[1] * ph, whole.rows) - rows[0] * ph, min(cols[1] * pw, whole.cols) - cols[0] * pw
+        same = whole.compression, whole.block, (ph, pw) if whole.panel else None, whole.stride, whole.seed, whole.hash
+        return cls(shape, *same, whole, (rows[0], cols[0]))
+
+    def _check_layout(self) -> None:
+        """The layout of ``whole`` was checked when that was made."""
+        if not isinstance(self.whole, HashSpec):
+            raise TypeError(f"whole must be a HashSpec, got {self.whole!r}; HashSpec.window makes windows")
+
+    @property
+    def first_row(self) -> int:
+        """Its first row in ``whole``."""
+        assert self.whole is not None
+        return self.first_panel[0] * (self.whole.panel or self.whole.shape)[0]
+
+    @property
+    def first_col(self) -> int:
+        """Its first column in ``whole``."""
+        assert self.whole is not None
+        return self.first_panel[1] * (self.whole.panel or self.whole.shape)[1]
+
+    @property
+    def first_block(self) -> tuple[int, int]:
+        return self.first_row // self.block[0], self.first_col // self.block[1]
+
+    @cached_property
+    def pieces(self) -> tuple[tuple[int, int], ...]:
+        """(start, stop) of its buckets in the vector of ``whole``: one piece if it is as wide as ``whole``, else one a
+        row of panels."""
+        assert self.whole is not None
+        (down, across), (row, col) = self.panel_grid, self.first_panel
+        if across == self.whole.panel_grid[1]:
+            return ((self.whole.panel_start(row), self.whole.panel_start(row + down)),)
+        start = self.whole.panel_start
+        return tuple((start(r, col), start(r, col + across)) for r in range(row, row + down))
+
+    def to_json(self) -> str:
+        """TypeError: a window is not saved."""
+        raise TypeError("a Window is a part of a matrix and is not saved; save its `whole`")
+
+
+def _panel_range(name: str, value: Any, count: int) -> tuple[int, int]:
+    if value is None:
+        return 0, count
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(f"{name} must be a pair (start, stop) of panels, got {value!r}")
+    start = _integer(f"start of {name}", value[0], 0, count - 1)
+    return start, _integer(f"stop of {name}", value[1], start + 1, count)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -45,6 +45,8 @@ LAYOUT = np.dtype(
         ("full_rows", np.int32),
         ("full_cols", np.int32),
         ("hash", np.int32),
+        ("first_block_row", np.int32),
+        ("first_block_col", np.int32),
     ],
     align=True,
 )
@@ -76,6 +78,7 @@ def layout(spec: HashSpec) -> np.ndarray:
             out["row_buckets"] = region.base_step
     out["hash"], out["seed"] = HASHES.index(spec.hash), spec.seed
     out["a1"], out["a2"], out["b"] = multiply_shift_parameters(spec.seed)
+    out["first_block_row"], out["first_block_col"] = spec.first_block
     return out
 
 

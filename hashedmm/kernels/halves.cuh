@@ -9,11 +9,11 @@
 __device__ __forceinline__ unsigned fold(unsigned h) { return h ^ (h >> 16); }
 
 __device__ __forceinline__ unsigned row_half(const Layout& layout, unsigned block_row) {
-    return HASH == 0 ? fold(fmix32(layout.seed ^ fmix32(block_row + 0x9E3779B9u))) : block_row;
+    return HASH == 0 ? fold(fmix32(layout.seed ^ fmix32(block_row + layout.first_block_row + 0x9E3779B9u))) : block_row;
 }
 
 __device__ __forceinline__ unsigned column_half(const Layout& layout, unsigned block_col) {
-    return HASH == 0 ? fold(block_col * 0x9E3779B1u) : block_col;
+    return HASH == 0 ? fold((block_col + layout.first_block_col) * 0x9E3779B1u) : block_col;
 }
 
 // hash_block(layout, I, J) from row_half(I) and column_half(J). Its last step, which leaves the high 16 bits as they are,

@@ -19,6 +19,7 @@ struct Layout {
     int panel_rows, panel_cols;  // WHOLE if panels do not split the rows (the columns)
     int full_rows, full_cols;    // panels of full height (width); one more panel holds what is left
     int hash;                    // 0 fmix32, 1 xxh32, 2 multiply_shift
+    int first_block_row, first_block_col;  // added before a block is hashed: 0, but in a window of a larger matrix
 };
 
 #define WHOLE 0x7fffffff
@@ -61,6 +62,8 @@ __device__ __forceinline__ unsigned multiply_shift(const Layout& layout, unsigne
 
 // The one hash value of block (I, J). What depends on I alone is computed once by a thread that stays in its row.
 __device__ __forceinline__ unsigned hash_block(const Layout& layout, unsigned block_row, unsigned block_col) {
+    block_row += layout.first_block_row;
+    block_col += layout.first_block_col;
     if (HASH == 0) {
         const unsigned row_key = fmix32(layout.seed ^ fmix32(block_row + 0x9E3779B9u));
         return fmix32(row_key ^ (block_col * 0x9E3779B1u));
