@@ -161,9 +161,11 @@ def hashed_matmul_grad_w(x: Any, gy: Any, spec: HashSpec, *, kernel: str = "auto
         return _run("grad_w", kernel, x, gy, spec, n)
     if kernel == "grad_w_fixed":
         return _grad_w_fixed(x, gy, spec)
+    # Before the result: a pool of memory would cut that from the piece that grad_x has just given back.
+    room = sketch.workspace(x, spec) if kernel == "sketch" and n else None
     gw = zeros(x, spec.n_buckets, np.float32)
     if n:
-        plan_grad_w(x, gy, gw, spec, kernel).run()
+        plan_grad_w(x, gy, gw, spec, kernel, room=room).run()
     return gw
 
 
@@ -531,17 +533,18 @@ def plan_grad_x(
 
 def plan_grad_w(
     x: Any, gy: Any, gw: Any, spec: HashSpec, kernel: str = "grad_w", parameters: Parameters | None = None,
-    *, fixed: tuple[Any, Any, Any] | None = None, forward: Launch | Plan | None = None,
+    *, fixed: tuple[Any, Any, Any] | None = None, forward: Launch | Plan | None = None, room: Any = None,
 ) -> Launch | Plan:  # fmt: skip
     """What adds the buckets' gradients to ``gw``, (n_buckets,) float32, zeros before; the rest as `plan_matmul`.
 
     "sketch" adds in a fixed order, always to the same bits; ``forward``, the plan of the product with the same x, saves
-    it half of the work if that is a sketch too, made with ``keep``, and has just run. For "grad_w_fixed" the three
-    arrays ``fixed`` take the place of ``gw``: scale (1,) float64, sums (n_buckets,) uint64, failed (1,) int32.
-    `fixed_arrays` makes them.
+    it half of the work if that is a sketch too, made with ``keep``, and has just run; ``room`` is a `sketch.workspace`.
+    For "grad_w_fixed" the three arrays ``fixed`` take the place of ``gw``: scale (1,) float64, sums (n_buckets,)
+    uint64, failed (1,) int32. `fixed_arrays` makes them.
     """
     if kernel == "sketch":
-        return sketch.plan_grad_w(x, gy, gw, spec, parameters, z=forward.kept if isinstance(forward, Plan) else None)
+        z = forward.kept if isinstance(forward, Plan) else None
+        return sketch.plan_grad_w(x, gy, gw, spec, parameters, z=z, room=room)
     n = x.shape[1]
     x, gy = _matrix(x), _matrix(gy)
     return _plan(kernel, spec, n, x[0], parameters, (*x, *gy, *(fixed or (gw,)), np.int32(n)))

@@ -181,19 +181,25 @@ def plan_grad_x(w: Any, gy: Any, gx: Any, spec: HashSpec, parameters: Parameters
 
 
 def plan_grad_w(
-    x: Any, gy: Any, gw: Any, spec: HashSpec, parameters: Parameters | None = None, *, z: Any = None
+    x: Any, gy: Any, gw: Any, spec: HashSpec, parameters: Parameters | None = None, *, z: Any = None, room: Any = None
 ) -> Plan:
     """The launches that add the buckets' gradients to gw, always the same bits; see `hashedmm.matmul.plan_grad_w`.
 
-    ``z`` is what a plan of `plan_matmul` for the same x has kept: then x is not summed again.
+    ``z`` is what a plan of `plan_matmul` for the same x has kept: then x is not summed again. ``room`` is a `workspace`
+    to use.
     """
-    work = _Work(spec, x, parameters, z)
+    work = _Work(spec, x, parameters, room if z is None else z)
     x, gy = x if z is not None else work.taken(x), work.taken(gy)
     for first, n in work.chunks():
         if z is None:
             work.sum(x, first, n)
         work.outer(gy, gw, first, n)
     return work.plan([])
+
+
+def workspace(like: Any, spec: HashSpec) -> Any:
+    """Memory for z or u of a chunk of columns, for arrays like ``like``."""
+    return _Work(spec, like, None).bins
 
 
 # ---- few columns: one launch
@@ -649,7 +655,7 @@ def _fused_bytes(spec: HashSpec, v: Mapping[str, int], capacity: int) -> int:
     g = geometry(spec)
     parts = (v["STAGES"] + 1) * v["GROUPS"] * (_slice_size(spec) + capacity)
     tiles = 2 * v["GROUPS"] * v["TILE_K"] * 64 + v["STAGES"] * (-(-g.width // 8) * 8 + 8) * 64
-    return 2 * (tiles + parts + _in_slice(spec, 64 * v["UNITS"]) + 8)
+    return 2 * (tiles + parts + _in_slice(spec, 64 * v["UNITS"]) + 16)
 
 
 def _fused_tile(spec: HashSpec, limit: int, capacity: int) -> dict[str, int] | None:
