@@ -138,6 +138,11 @@ def derived(spec: HashSpec, where: build.Device) -> Derived | None:
     return _held.get((spec, where))
 
 
+def release(spec: HashSpec, where: build.Device) -> None:
+    """Keep what was derived from a spec no longer than somebody holds it."""
+    _recent.pop((spec, where), None)
+
+
 def kept(function: Callable[..., tuple[Any, ...]]) -> Callable[..., Any]:
     """For a function (spec, ..., where) -> arrays: call it once, and keep what it gives with all that is `derived`."""
 

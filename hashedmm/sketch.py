@@ -5,11 +5,11 @@ every input. (S_I x is feature hashing of x: Weinberger et al. 2009.) So
 
     y_I = C_I z_I  with  z_I = S_I x         gx = sum over I of S_I^T (C_I^T gy_I)         grad C_I = gy_I z_I^T
 
-Each is two kernels (hashedmm/kernels/sketch_*.cu) with z or u between them, the *workspace*; y = C S x may be one
-kernel, without it. Columns go in chunks, so that the workspace stays small whatever n is. float16 takes tensor cores
-(sketch_*_mma.cu), float32 ordinary arithmetic. The lists that a sum walks are derived from the hash on the device,
-kept for the specs in use, counted by `lists_bytes`, and never saved. Nothing here ever makes W. Imports kernels, build
-and launch; hashedmm.matmul checks arguments and calls.
+Each is two kernels (hashedmm/kernels/sketch_*.cu) with z or u between them, the *workspace*; the first two may be one
+kernel each, without it. Columns go in chunks, so that the workspace stays small whatever n is. float16 takes tensor
+cores (sketch_*_mma.cu), float32 ordinary arithmetic. The lists that a sum walks are derived from the hash on the
+device, kept for the specs in use, counted by `lists_bytes`, and never saved. Nothing here ever makes W. Imports
+kernels, build and launch; hashedmm.matmul checks arguments and calls.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hashedmm import build
-from hashedmm.hashing import HashSpec
-from hashedmm.kernels import C_TYPES, SKETCH, STATIC_SHARED, layout, structure
+from hashedmm.hashing import HashSpec, Window
+from hashedmm.kernels import C_TYPES, EMULATED_SHARED, SKETCH, STATIC_SHARED, layout, structure
 from hashedmm.launch import Copy, Launch, Plan, derived, device, empty, kept, on_gpu, zeros
 
 GROUP = 4  # float32: entries that a list is filled up to a multiple of; sketch.cuh has the same
@@ -75,6 +75,23 @@ def geometry(spec: HashSpec) -> Geometry:
         sums[g.row] = sums.get(g.row, 0) + g.grid_cols * g.candidates
     bins, buckets = max(g.candidates for g in spec.regions), max(g.panel_buckets for g in spec.regions)
     return Geometry(-(-spec.rows // height), -(-spec.cols // width), width, bins, max(sums.values()), height, buckets)
+
+
+def chunk_columns(spec: HashSpec, n: int, dtype: str) -> int:
+    """How many of ``n`` columns, in whole eights, go at once, so that z or u stays near ``WORKSPACE``.
+
+    A window takes as many as the whole matrix would: a gradient of the buckets adds chunk to chunk, so that its bits
+    depend on where they end.
+    """
+    g = geometry(spec.whole if isinstance(spec, Window) and spec.whole is not None else spec)
+    most = WORKSPACE // (g.strips * g.all_bins * np.dtype(dtype).itemsize) // ROW * ROW
+    return min(-(-n // ALIGN) * ALIGN, max(2 * ROW, most))
+
+
+def workspace_bytes(spec: HashSpec, n: int, dtype: str) -> int:
+    """Bytes of z, or of u, for a chunk of ``n`` columns."""
+    g = geometry(spec)
+    return g.strips * g.all_bins * -(-chunk_columns(spec, n, dtype) // 32) * 32 * np.dtype(dtype).itemsize
 
 
 def why_not(spec: HashSpec, dtype: str, shared_limit: int) -> str | None:
@@ -174,6 +191,9 @@ def plan_grad_x(w: Any, gy: Any, gx: Any, spec: HashSpec, parameters: Parameters
     """The launches that write W^T gy; see `hashedmm.matmul.plan_grad_x`."""
     work = _Work(spec, gy, parameters)
     w, gy, gx, after = work.vector(w), work.taken(gy), *work.given(gx)
+    if work.back_tile:
+        work.back(w, gy, gx)
+        return work.plan(after)
     for first, n in work.chunks():
         work.project(w, gy, first, n)
         work.spread(gx, first, n)
@@ -238,22 +258,33 @@ def takes_few(operation: str, spec: HashSpec, n: int, dtype: str, shared_limit: 
 
 
 def takes_fused(operation: str, spec: HashSpec, n: int, dtype: str, where: build.Device) -> bool:
-    """Whether y = W x is one launch of sketch_fused_mma, by what an H100 was seen to do.
-
-    It is made for wgmma and for warpgroups that take registers from others, and wants enough blocks; and overlapping
-    windows: where each bucket is in one window, slices of w fill the shared memory. Panels of up to 448 inputs with up
-    to 4096 buckets fit there with their lists, two at a time. The emulator takes it if asked.
+    """Whether y = W x is one launch of sketch_fused_mma, or gx = W^T gy one of sketch_back_mma, by what an H100 was
+    seen to do. Both are made for wgmma and for warpgroups that take registers from others. The emulator takes them if
+    asked.
     """
-    able = operation == "matmul" and build.has_wgmma(where)
-    return able and fused_is_faster(spec, n, dtype, multiprocessors(where))
+    if not build.has_wgmma(where):
+        return False
+    if operation == "grad_x":
+        return back_is_faster(spec, n, dtype)
+    return operation == "matmul" and fused_is_faster(spec, n, dtype, multiprocessors(where))
 
 
 def fused_is_faster(spec: HashSpec, n: int, dtype: str, processors: int) -> bool:
-    """`takes_fused` for y = W x on a Hopper GPU of so many multiprocessors (an H100: ``MULTIPROCESSORS``)."""
+    """`takes_fused` for y = W x on a Hopper GPU of so many multiprocessors (an H100: ``MULTIPROCESSORS``).
+
+    It wants enough blocks, and overlapping windows: where each bucket is in one window, slices of w fill the shared
+    memory. Panels of up to 448 inputs with up to 4096 buckets fit there with their lists, two at a time.
+    """
     g = geometry(spec)
     blocks = -(-g.strips // 2) * -(-n // 64)
     fits = 128 < g.height <= 256 and g.bins <= 64 and g.buckets <= 4096 and g.width <= 448
     return dtype == "float16" and fits and 10 * blocks >= 9 * processors
+
+
+def back_is_faster(spec: HashSpec, n: int, dtype: str) -> bool:
+    """`takes_fused` for gx = W^T gy on a Hopper GPU: from 512 columns on, where it fits in an H100's shared memory."""
+    fits = geometry(spec).height > 128 and _back_tile(spec, EMULATED_SHARED) is not None
+    return dtype == "float16" and fits and n >= 512
 
 
 def few_workspace(spec: HashSpec, n: int, dtype: str, shared_limit: int, processors: int) -> int:
@@ -369,14 +400,13 @@ class _Work:
         self.spec, self.chosen = spec, parameters or {}
         self.dtype, self.where = str(like.dtype), device(like)
         self.half = self.dtype == "float16"
-        self.geometry = g = geometry(spec)
+        self.geometry = geometry(spec)
         self.layout = layout(spec)
         self.limit, self.processors = build.shared_limit(self.where), multiprocessors(self.where)
         self.n = like.shape[1]
         self.padded = -(-self.n // ALIGN) * ALIGN
         self.samples = ROW // like.dtype.itemsize  # columns of a row in shared memory
-        column = g.strips * g.all_bins * like.dtype.itemsize
-        self.chunk = min(self.padded, max(2 * ROW, WORKSPACE // column // ROW * ROW))
+        self.chunk = chunk_columns(spec, self.n, self.dtype)
         self.like, self.given_bins = like, bins
         self.sums: Any = None  # float32: the windows' gradients
         self.steps: list[Launch | Copy] = []
@@ -505,6 +535,30 @@ class _Work:
         grid = -(-g.strips // v["GROUPS"]) * -(-self.padded // 64)
         shared = _fused_bytes(self.spec, v, entries.shape[2])
         self.launch("sketch_fused_mma", v, grid, 2 * _threads(v), args, shared)
+
+    @cached_property
+    def back_tile(self) -> dict[str, int] | None:
+        """How gx = S^T C^T gy is one launch, as `fused_tile` is for y."""
+        if not self.half or (self.chosen and "sketch_back_mma" not in self.chosen):
+            return None
+        if not self.chosen and not takes_fused("grad_x", self.spec, self.n, self.dtype, self.where):
+            return None
+        best = _back_tile(self.spec, self.limit)
+        if best is None and self.chosen:
+            g = self.geometry
+            raise ValueError(
+                f"kernel 'sketch_back_mma' takes strips of at most 256 outputs, and panels of at most 448 inputs with "
+                f"at most 64 candidates whose buckets fit in {self.limit} bytes of shared memory, four at a time; "
+                f"these have {g.height} outputs, {g.width} inputs, {g.bins} candidates and {g.buckets} buckets"
+            )
+        return best and self.values("sketch_back_mma", best)
+
+    def back(self, w: Any, gy: Any, gx: Any) -> None:
+        """gx = S^T C^T gy"""
+        v = self.back_tile or {}
+        args = (w, gy, np.int64(self.padded), np.int64(0), gx, np.int32(self.padded), np.int32(_slice_size(self.spec)))
+        tiles = self.geometry.across * -(-self.padded // 64)
+        self.launch("sketch_back_mma", v, min(tiles, self.processors), v["THREADS"], args, _back_bytes(self.spec, v))
 
     def multiply(self, w: Any, y: Any, first: int, n: int) -> None:
         """y = C z"""
@@ -655,7 +709,7 @@ def _fused_bytes(spec: HashSpec, v: Mapping[str, int], capacity: int) -> int:
     g = geometry(spec)
     parts = (v["STAGES"] + 1) * v["GROUPS"] * (_slice_size(spec) + capacity)
     tiles = 2 * v["GROUPS"] * v["TILE_K"] * 64 + v["STAGES"] * (-(-g.width // 8) * 8 + 8) * 64
-    return 2 * (tiles + parts + _in_slice(spec, 64 * v["UNITS"]) + 16)
+    return 2 * (tiles + parts + _in_slice(spec, 64 * v["UNITS"]) + 8)
 
 
 def _fused_tile(spec: HashSpec, limit: int, capacity: int) -> dict[str, int] | None:
@@ -668,6 +722,18 @@ def _fused_tile(spec: HashSpec, limit: int, capacity: int) -> dict[str, int] | N
         if _fused_bytes(spec, v, capacity) <= limit:
             return v
     return None
+
+
+def _back_bytes(spec: HashSpec, v: Mapping[str, int]) -> int:
+    depth = 64 * v["UNITS"]
+    return 2 * (4 * (64 * depth + _slice_size(spec)) + 8 * 64 * 64 + _in_slice(spec, depth) + 8)
+
+
+def _back_tile(spec: HashSpec, limit: int) -> dict[str, int] | None:
+    """None if the two halves have to be two kernels."""
+    g = geometry(spec)
+    v = {"UNITS": -(-g.height // 64), "INPUTS": -(-g.width // 32) * 32}
+    return v if g.height <= 256 and g.bins <= 64 and g.width <= 448 and _back_bytes(spec, v) <= limit else None
 
 
 def _project_bytes(spec: HashSpec, v: Mapping[str, int]) -> int:

@@ -75,6 +75,7 @@ def launch_every_kernel() -> None:
                     if dtype is np.float16:
                         y = cupy.empty((spec.rows, n), dtype)
                         sketch.plan_matmul(w, x, y, spec, {"sketch_fused_mma": {}}, keep=True).run()
+                        sketch.plan_grad_x(w, gy, cupy.empty_like(x), spec, {"sketch_back_mma": {}}).run()
                     w, x, gy = w, x[:, :3].copy(), gy[:, :3].copy()
                     calls["matmul"]("sketch")
     data = Dataset("random", *(rng.standard_normal((40, 30), np.float32), rng.integers(0, 3, 40)) * 2)

@@ -210,7 +210,7 @@ def test_launches_are_free_of_races_and_of_any_order(name, dtype):
 
 def test_every_kernel_of_the_schedule_is_met():
     """By the cases above and below, and those that make lists."""
-    met = {"sketch_lists", "sketch_groups", "sketch_fused_mma"}
+    met = {"sketch_lists", "sketch_groups", "sketch_fused_mma", "sketch_back_mma"}
     for dtype, name in itertools.product(TOLERANCE, ("overlapping windows", "one strip")):
         plans = [*planned(Place("emulator"), SPECS[name](), 9, dtype).values()]
         for plan, _, _ in (*plans, planned(Place("emulator"), SPECS[name](), 8, dtype)["matmul"]):
@@ -253,15 +253,42 @@ def test_both_halves_in_one_launch(place, name, nan_memory):
             np.testing.assert_array_equal(at.back(z.kept)[meant], at.back(two.kept)[meant])
 
 
+@pytest.mark.parametrize("name", FUSED_SPECS)
+@pytest.mark.parametrize("place", PLACES)
+def test_both_halves_of_the_way_back_in_one_launch(place, name, nan_memory, monkeypatch):
+    """The same gx to the bit as that of two launches, whether a block makes one tile or several."""
+    at, spec = Place(place), FUSED_SPECS[name](seed=4)
+    for n, processors in ((8, 132), (67, 2), (136, 3)):
+        monkeypatch.setattr(sketch, "multiprocessors", lambda where, processors=processors: processors)
+        w, _, gy = operands(spec, n, "float16")
+        at_w, at_gy = at.array(w), at.array(gy)
+        outs = {}
+        for kernel in ("sketch_back_mma", "sketch_spread"):
+            out = at.array(np.full((spec.cols, n), np.nan, np.float16))
+            plan = sketch.plan_grad_x(at_w, at_gy, out, spec, {kernel: {}})
+            plan.run()
+            outs[kernel] = at.back(out), [one.kernel.name for one in plan.launches()]
+        assert outs["sketch_back_mma"][1] == ["sketch_back_mma"]
+        assert outs["sketch_spread"][1] == ["sketch_project_mma", "sketch_spread"]
+        expected = reference.matmul_grad_x(w.astype(np.float64), gy.astype(np.float64), spec)
+        check(outs["sketch_back_mma"][0], expected, "float16", f"gx of {spec}, n = {n}")
+        np.testing.assert_array_equal(outs["sketch_back_mma"][0], outs["sketch_spread"][0])
+
+
 @needs_emulator
 @pytest.mark.parametrize("name", ["windows that overlap", "an odd number of strips"])
-def test_the_one_launch_is_free_of_races(name):
+def test_the_one_launch_is_free_of_races(name, monkeypatch):
     spec = FUSED_SPECS[name](seed=1)
-    w, x, _ = operands(spec, 72, "float16")
-    y = np.full((spec.rows, 72), np.nan, np.float16)
-    (one,) = sketch.plan_matmul(w, x, y, spec, {"sketch_fused_mma": {}}, keep=True).launches()
-    report = emulator.check(*one[:4], shared_mem=one.shared_mem)
-    assert report.ok, str(report)
+    monkeypatch.setattr(sketch, "multiprocessors", lambda where: 3)
+    w, x, gy = operands(spec, 72, "float16")
+    y, gx = (np.full((side, 72), np.nan, np.float16) for side in spec.shape)
+    for plan in (
+        sketch.plan_matmul(w, x, y, spec, {"sketch_fused_mma": {}}, keep=True),
+        sketch.plan_grad_x(w, gy, gx, spec, {"sketch_back_mma": {}}),
+    ):
+        (one,) = plan.launches()
+        report = emulator.check(*one[:4], shared_mem=one.shared_mem)
+        assert report.ok, str(report)
 
 
 @pytest.mark.parametrize("stride", [64, 240])
@@ -289,8 +316,13 @@ def test_where_one_launch_is_taken(monkeypatch):
     least = {large: 449, half: 1024, (1000, 784): 4096}
     assert taken == {(shape, 1 / 64, n) for shape, first in least.items() for n in (449, 1024, 4096) if n >= first}
     spec = LAYER["strips"](large, 1 / 64)
-    for operation, dtype in (("matmul", "float32"), ("grad_x", "float16")):
+    for operation, dtype in (("matmul", "float32"), ("grad_x", "float32"), ("grad_w", "float16")):
         assert not sketch.takes_fused(operation, spec, 1024, dtype, "emulator")
+    back = {
+        (c, n) for c in (1 / 8, 1 / 64) for n in (1, 511, 512, 4096)
+        if sketch.takes_fused("grad_x", LAYER["strips"](large, c), n, "float16", "emulator")
+    }  # fmt: skip
+    assert back == {(1 / 64, 512), (1 / 64, 4096)}
     monkeypatch.setattr(sketch.build, "has_wgmma", lambda where: False)
     assert not sketch.takes_fused("matmul", spec, 1024, "float16", "emulator")
 
@@ -299,6 +331,16 @@ def test_what_does_not_fit_one_launch():
     w, x, gy = operands(spec := SPECS["overlapping windows"](), 9, "float16")
     with pytest.raises(ValueError, match="at most 64 candidates a panel.* 127 candidates"):
         sketch.plan_matmul(w, x, gy, spec, {"sketch_fused_mma": {}})
+    with pytest.raises(ValueError, match="most 64 candidates whose.* 127 candidates"):
+        sketch.plan_grad_x(w, gy, x, spec, {"sketch_back_mma": {}})
+    for wrong, message in (
+        ({"INPUTS": 480}, "up to 448, got 512, [14] and 480"),
+        ({"THREADS": 256}, "takes 512 THREADS"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sketch.plan_grad_x(
+                w, gy, x, FUSED_SPECS["windows that overlap"](), {"sketch_back_mma": wrong | {"UNITS": 4}}
+            )
 
 
 # ---- few columns: one launch

@@ -122,6 +122,10 @@ class Kernel:
     dtypes : of w and x
     least_arch : the oldest GPU it runs on ("sm_75"), None on a CPU
     rule : whether it computes a spec at all
+    deterministic : the least number of columns from which on its results have the same bits every time, and those of a
+        `Window` have the bits that they have in the whole matrix; None if there is none. Each sum is then made in one
+        order, which depends neither on how many blocks there are nor on which comes first. "grad_w_fixed" needs the
+        scale of the whole matrix for that.
     """
 
     name: str
@@ -131,6 +135,7 @@ class Kernel:
     dtypes: tuple[str, ...]
     least_arch: str | None
     rule: Callable[[HashSpec], bool] = field(default=lambda spec: True, repr=False, compare=False)
+    deterministic: int | None = None
 
     def supports(self, spec: HashSpec, dtype: str = "float32", shared_limit: int = EMULATED_SHARED) -> bool:
         """Whether this kernel computes ``spec`` for arrays of ``dtype``, in blocks that have ``shared_limit`` bytes of
@@ -379,8 +384,14 @@ def _check_tensor(kernel: CudaKernel, v: Values) -> None:
 
 def _check_warpgroups(kernel: CudaKernel, v: Values) -> None:
     """The tiles of warpgroup.cuh."""
-    columns = v.get("TILE_N", 64) // (1 if "TILE_K" in v else v["GROUPS"])
-    if "TILE_N" not in v:  # sketch_fused_mma
+    columns = v.get("TILE_N", 64) // (1 if "TILE_K" in v else v.get("GROUPS", 1))
+    if "INPUTS" in v:  # sketch_back_mma
+        if v["THREADS"] != 512 or v["UNITS"] > 4 or v["INPUTS"] % 32 or v["INPUTS"] > 448:
+            raise ValueError(
+                f"kernel {kernel.name!r} takes 512 THREADS, up to 4 UNITS, and INPUTS that are a multiple of 32 up to "
+                f"448, got {v['THREADS']}, {v['UNITS']} and {v['INPUTS']}"
+            )
+    elif "TILE_N" not in v:  # sketch_fused_mma
         if v["UNITS"] > 4 or v["GROUPS"] > 2:
             raise ValueError(
                 f"kernel {kernel.name!r} takes up to 4 UNITS and 2 GROUPS, got {v['UNITS']} and {v['GROUPS']}"
@@ -390,11 +401,10 @@ def _check_warpgroups(kernel: CudaKernel, v: Values) -> None:
             f"kernel {kernel.name!r} takes 1 or 2 UNITS and GROUPS, and 32, 64 or 128 columns a warpgroup, got UNITS = "
             f"{v['UNITS']}, GROUPS = {v['GROUPS']}, TILE_N = {v['TILE_N']}"
         )
-    if v.get("TILE_K", 16) % 16 or v.get("TILE_K", 16) > 64 or v.get("STAGES", 2) < 2:
-        raise ValueError(
-            f"TILE_K of kernel {kernel.name!r} must be a multiple of 16 up to 64 and STAGES at least 2, got "
-            f"{v.get('TILE_K')} and {v.get('STAGES')}"
-        )
+    if v.get("TILE_K", 16) % 16 or v.get("TILE_K", 16) > 64:
+        raise ValueError(f"TILE_K of kernel {kernel.name!r} must be a multiple of 16 up to 64, got {v['TILE_K']}")
+    if v.get("STAGES", 2) < 2:
+        raise ValueError(f"STAGES of kernel {kernel.name!r} must be at least 2, got {v['STAGES']}")
 
 
 def _check_product(kernel: CudaKernel, v: Values) -> None:
@@ -502,6 +512,7 @@ _NARROW = {
     "panel": {1: {**_THIN, "TILE_COLS": 1, "PARTS": 16}, 8: {**_THIN, "TILE_COLS": 8, "PARTS": 2}},
     "few_rows": {1: {"TILE_COLS": 1, "WARPS": 16, "EACH": 1}},
 }
+_ANY_ORDER = ("grad_w",)  # atomics of floats
 _SPECS = {"panel": "any spec whose panels' buckets fit in shared memory, one panel at a time"}
 
 CUDA: dict[str, CudaKernel] = {
@@ -518,6 +529,7 @@ CUDA: dict[str, CudaKernel] = {
         block=block,
         static=static or (lambda _: 0),
         slices=name == "panel",
+        deterministic=None if name in _ANY_ORDER else 1,
     )
     for name, operation, parameters, tiles, block, static in _ROWS
 }
@@ -693,6 +705,7 @@ CUDA |= {
         block=block,
         stage=stage,
         kept=kept,
+        deterministic=None if name == "tensor_grad_w" else 1,  # which adds up by atomics of floats
     )
     for name, operation, parameters, narrow, tiles, block, stage, kept in (
         (
@@ -776,6 +789,7 @@ _SKETCH_ROWS = (
     ("sketch_multiply_mma", {"UNITS": 2, "GROUPS": 2, "TILE_N": 128, "TILE_K": 64, "STAGES": 3}, ("float16",)),
     ("sketch_fused_mma", {"UNITS": 4, "GROUPS": 2, "TILE_K": 64, "STAGES": 3}, ("float16",)),
     ("sketch_project_mma", {"UNITS": 2, "GROUPS": 2, "TILE_N": 256}, ("float16",)),
+    ("sketch_back_mma", {"THREADS": 512, "UNITS": 4, "INPUTS": 416}, ("float16",)),
     ("sketch_outer_mma", {"UNITS": 2, "GROUPS": 2, "TILE_N": 256, "STAGES": 3}, ("float16",)),
 )  # fmt: skip
 _SKETCH_NARROW = {"sketch_few": {n: {"TILE_COLS": n} for n in (1, 2, 4)}}

@@ -14,10 +14,9 @@
 //   cp_async_wait<N> ()                   wait until at most N groups are under way: the data are there for this thread, and
 //                                         for the others after a barrier
 //
-//   meeting_begin (meeting, warps)        eight bytes of shared memory become a place where so many warps meet; one thread calls
-//                                         it, and __syncthreads follows
-//   meet (meeting, round)                 __syncthreads for warps that come from different places of the code, which may not call
-//                                         that: an mbarrier. Every warp counts its rounds, from 0 on
+//   block_barrier<THREADS> ()             __syncthreads for warps that come from different places of the code, which may not call
+//                                         that: a barrier without .aligned asks that THREADS threads arrive, here all of the
+//                                         block's, and not where
 //   thread_anew ()                        threadIdx.x, read at this place: what a loop's end derives from it is then not kept
 //                                         in registers from before the loop on
 //
@@ -75,26 +74,8 @@ PTX_FUNCTION int thread_anew() {
     asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
     return x;
 }
-PTX_FUNCTION void meeting_begin(unsigned long long* meeting, int warps) {
-    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(ptx_shared(meeting)), "r"(warps) : "memory");
-}
-PTX_FUNCTION void meet(unsigned long long* meeting, int round) {
-    const unsigned where = ptx_shared(meeting);
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) {
-        asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" ::"r"(where) : "memory");
-    }
-    int over = 0;
-    while (!over) {  // sm_90 sleeps a while in try_wait, and sm_80 comes back at once
-#if __CUDA_ARCH__ >= 900
-        asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.s32 %0, 1, 0, p; }"
-                     : "=r"(over) : "r"(where), "r"(round & 1) : "memory");
-#else
-        asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.s32 %0, 1, 0, p; }"
-                     : "=r"(over) : "r"(where), "r"(round & 1) : "memory");
-#endif
-    }
-    __syncwarp();
+template <int THREADS> PTX_FUNCTION void block_barrier() {
+    asm volatile("barrier.sync 1, %0;" ::"n"(THREADS) : "memory");
 }
 template <int N> PTX_FUNCTION void cp_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
 
@@ -188,8 +169,7 @@ template <int N> HM_ACCESSOR void cp_async(void* shared, const void* global, int
 }
 HM_UNTRACED void cp_async_commit() { hm_cp_async_commit(); }
 template <int N> HM_UNTRACED void cp_async_wait() { hm_cp_async_wait(N); }
-HM_UNTRACED void meeting_begin(unsigned long long*, int) {}
-HM_UNTRACED void meet(unsigned long long*, int) { __syncthreads(); }
+template <int THREADS> HM_UNTRACED void block_barrier() { __syncthreads(); }
 #define thread_anew() ((int)threadIdx.x)
 
 #endif

@@ -5,13 +5,13 @@
 // *sum*: a warp has 16 bins of one strip, as in sketch_sum_mma.cu, and leaves their rows of z in shared memory.
 // The others, a warpgroup a strip, *multiply*, as in sketch_multiply_mma.cu, the z of the panel before, and copy what
 // comes next: STAGES tiles of x, and STAGES + 1 slices of w and lists for each strip, are in shared memory at a time.
-// What to see: all warps meet once a panel, and in between sums and products overlap; on Hopper the tensor cores run by
+// What to see: one barrier a panel, and between two barriers sums and products overlap; on Hopper the tensor cores run by
 // themselves meanwhile. x comes once from memory for GROUPS strips. The two kinds of warps need different numbers of
 // registers: on Hopper those that sum give some to those that multiply.
 //
 // Launch: 256 * GROUPS threads in a 1-D block; a 1-D grid: sets of GROUPS strips (fastest), tiles of columns. Dynamic
 // shared memory: 2 * GROUPS tiles of z, [TILE_K][64] halves; STAGES tiles of x, [inputs of the widest panel, in whole
-// eights, + 8][64]; a window of zeros; a meeting; STAGES + 1 times GROUPS slices and lists.
+// eights, + 8][64]; a window of zeros; STAGES + 1 times GROUPS slices and lists.
 //     layout      where each weight is stored; height and stride of the strips are multiples of 8; at most TILE_K bins a panel
 //     starts, entries, groups, capacity   the lists, as sketch_groups wrote them
 //     w_k         (buckets), from a 16-byte boundary on
@@ -50,13 +50,9 @@ extern "C" __global__ void __launch_bounds__(2 * MULTIPLIERS, 1) sketch_fused_mm
     __half* z_tiles = memory;                                   // [buffer][strip][bin][64], swizzled
     __half* x_tiles = z_tiles + 2 * GROUPS * TILE_K * 64;       // [stage][input][64], swizzled; and eight rows of zeros
     __half* zeros = x_tiles + STAGES * x_rows * 64;
-    __half* parts = zeros + in_slice(layout, 64 * UNITS) + 16;  // [stage][strip]: slice and lists
-    unsigned long long* meeting = reinterpret_cast<unsigned long long*>(parts - 8);
+    __half* parts = zeros + in_slice(layout, 64 * UNITS) + 8;   // [stage][strip]: slice and lists
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const int height = min(BLOCK_ROWS, layout.rows);
-
-    if (threadIdx.x == 0) meeting_begin(meeting, 2 * MULTIPLIERS / 32);
-    __syncthreads();
 
     if (threadIdx.x >= MULTIPLIERS) {  // sum
         release_registers<SUM_REGISTERS>();
@@ -69,7 +65,7 @@ extern "C" __global__ void __launch_bounds__(2 * MULTIPLIERS, 1) sketch_fused_mm
         const unsigned char* bytes = reinterpret_cast<const unsigned char*>(memory);
         const unsigned short* start = starts + (works ? (long long)(strip0 + of) * across * (groups + 1) + min(group, groups - 1) : 0);
         unsigned range = start[0] | start[1] << 16;  // of steps
-        meet(meeting, 0);  // the first panel is there
+        block_barrier<2 * MULTIPLIERS>();  // the first panel is there
         for (int c = 0; c < across; ++c) {
             start += groups + 1;
             const unsigned range_next = works && c + 1 < across ? start[0] | start[1] << 16 : 0;
@@ -123,9 +119,9 @@ extern "C" __global__ void __launch_bounds__(2 * MULTIPLIERS, 1) sketch_fused_mm
             }
             range = range_next;
             tile_written();
-            meet(meeting, c + 1);  // this panel's z is complete, and the next panel is there
+            block_barrier<2 * MULTIPLIERS>();  // this panel's z is complete, and the next panel is there
         }
-        meet(meeting, across + 1);
+        block_barrier<2 * MULTIPLIERS>();
         return;
     }
 
@@ -164,7 +160,7 @@ extern "C" __global__ void __launch_bounds__(2 * MULTIPLIERS, 1) sketch_fused_mm
 #pragma unroll
     for (int i = 0; i < STAGES - 1; ++i) load(i);
     cp_async_wait<STAGES - 2>();
-    meet(meeting, 0);  // the first panel is there
+    block_barrier<2 * MULTIPLIERS>();  // the first panel is there
 
     const int of = threadIdx.x / 128, warp = threadIdx.x % 128 / 32, strip = strip0 + of, i0 = strip * height;
     const int k_lane = lane % 8 + lane / 16 * 8, m_lane = warp * 16 + lane / 8 % 2 * 8;  // ldmatrix with .trans: a row is a bin
@@ -193,7 +189,7 @@ extern "C" __global__ void __launch_bounds__(2 * MULTIPLIERS, 1) sketch_fused_mm
             warpgroup_wait<0>();
         }
         cp_async_wait<STAGES - 2>();
-        meet(meeting, c + 2);  // the next panel's z is complete, and the one after it is there
+        block_barrier<2 * MULTIPLIERS>();  // the next panel's z is complete, and the one after it is there
     }
 
     const int rows = strip < strips ? min(layout.rows - i0, height) : 0;
