@@ -282,9 +282,9 @@ def fused_is_faster(spec: HashSpec, n: int, dtype: str, processors: int) -> bool
 
 
 def back_is_faster(spec: HashSpec, n: int, dtype: str) -> bool:
-    """`takes_fused` for gx = W^T gy on a Hopper GPU: from 128 columns on, where it fits in an H100's shared memory."""
+    """`takes_fused` for gx = W^T gy on a Hopper GPU: from 512 columns on, where it fits in an H100's shared memory."""
     fits = geometry(spec).height > 128 and _back_tile(spec, EMULATED_SHARED) is not None
-    return dtype == "float16" and fits and n >= 128
+    return dtype == "float16" and fits and n >= 512
 
 
 def few_workspace(spec: HashSpec, n: int, dtype: str, shared_limit: int, processors: int) -> int:
@@ -557,13 +557,8 @@ class _Work:
         """gx = S^T C^T gy"""
         v = self.back_tile or {}
         tiles = self.geometry.across * -(-self.padded // 64)
-        undivided = tiles - tiles % self.processors  # what is left is shared out
-        parts = max(1, min(4, self.processors // (tiles - undivided))) if undivided < tiles else 1
-        args = (
-            w, gy, np.int64(self.padded), np.int64(0), gx, np.int32(self.padded), np.int32(_slice_size(self.spec)),
-            np.int32(undivided), np.int32(parts),
-        )  # fmt: skip
-        grid = min(undivided + (tiles - undivided) * parts, self.processors)
+        args = (w, gy, np.int64(self.padded), np.int64(0), gx, np.int32(self.padded), np.int32(_slice_size(self.spec)))
+        grid = min(tiles, self.processors)
         self.launch("sketch_back_mma", v, grid, v["THREADS"], args, _back_bytes(self.spec, v))
 
     def multiply(self, w: Any, y: Any, first: int, n: int) -> None:

@@ -244,7 +244,7 @@ def test_tile_sizes_do_not_change_the_result(place, kernel, parameters, monkeypa
     operation = CUDA[kernel].operations[0]
     if operation in plans:
         plan = getattr(matmul, plans[operation])
-        monkeypatch.setattr(matmul, plans[operation], lambda *a: plan(*a, parameters))
+        monkeypatch.setattr(matmul, plans[operation], lambda *a, **k: plan(*a, parameters, **k))
     spec = make_spec("strips", (129, 785), "fmix32", 5)
     run_case(Place(place), kernel, spec, 33, "float32", parameters=parameters)
 

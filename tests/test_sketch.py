@@ -319,10 +319,10 @@ def test_where_one_launch_is_taken(monkeypatch):
     for operation, dtype in (("matmul", "float32"), ("grad_x", "float32"), ("grad_w", "float16")):
         assert not sketch.takes_fused(operation, spec, 1024, dtype, "emulator")
     back = {
-        (c, n) for c in (1 / 8, 1 / 64) for n in (1, 127, 128, 4096)
+        (c, n) for c in (1 / 8, 1 / 64) for n in (1, 511, 512, 4096)
         if sketch.takes_fused("grad_x", LAYER["strips"](large, c), n, "float16", "emulator")
     }  # fmt: skip
-    assert back == {(1 / 64, 128), (1 / 64, 4096)}
+    assert back == {(1 / 64, 512), (1 / 64, 4096)}
     monkeypatch.setattr(sketch.build, "has_wgmma", lambda where: False)
     assert not sketch.takes_fused("matmul", spec, 1024, "float16", "emulator")
 

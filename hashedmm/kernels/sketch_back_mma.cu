@@ -6,13 +6,11 @@
 // sketch_project_mma.cu, and leave u in shared memory. The other eight warps *spread* four strips at a time, as in
 // sketch_spread.cu, while the next four are projected: half of the inputs while two are. They also copy what is projected
 // next: gy, and slices of w.
-// So that no multiprocessor is idle at the end, the last tiles may be made by several blocks each, that share its inputs.
 // What to see: all warps meet once for two strips. The sums of a whole tile of gx stay in registers, so those that spread
 // take some from those that project. The products of a block's next tile begin while the last strips of this one are
 // spread.
 //
-// Launch: 512 threads in a 1-D block; a 1-D grid of any size up to the number of tiles, or parts of tiles (tiles of columns
-// are fastest).
+// Launch: 512 threads in a 1-D block; a 1-D grid of any size up to the number of tiles (tiles of columns are fastest).
 // Dynamic shared memory: four tiles of gy, [64 * UNITS][64] halves; u of two times four strips, [64 bins][64]; four slices
 // of slice_size; a window of zeros.
 //     layout      where each weight is stored; height and stride of the strips are multiples of 8; at most 64 bins a panel
@@ -21,7 +19,6 @@
 //     gx_dn       (cols, pitch), C order: the same columns are written
 //     n           columns; n, first and pitch are multiples of 8, so that rows begin at multiples of 16 bytes
 //     slice_size  room for the largest panel's slice, a multiple of 8
-//     undivided   tiles from the first on that are made by one block; each of the others by `parts` blocks
 #include "sketch.cuh"
 #include "warpgroup.cuh"
 
@@ -43,19 +40,13 @@
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) sketch_back_mma(
     const Layout layout, const __half* __restrict__ w_k, const __half* __restrict__ gy_mn, const long long pitch,
-    const long long first, __half* __restrict__ gx_dn, const int n, const int slice_size,
-    const int undivided, const int parts) {
+    const long long first, __half* __restrict__ gx_dn, const int n, const int slice_size) {
     extern __shared__ __align__(1024) __half memory[];
     const int strips = strip_count(layout), steps = (strips + STRIPS - 1) / STRIPS * STEPS;  // of a tile
     const int columns = (n - 1) / 64 + 1, tiles = columns * panels_across(layout);
-    const int items = undivided + (tiles - undivided) * parts;  // tiles and parts of them
-    const int own = (items - 1 - (int)blockIdx.x) / (int)gridDim.x + 1, all = own * steps;
-    auto tile_at = [&](int step) {
-        const int item = blockIdx.x + step / steps * gridDim.x;
-        return item < undivided ? item : undivided + (item - undivided) / parts;
-    };
+    const int own = (tiles - 1 - (int)blockIdx.x) / (int)gridDim.x + 1, all = own * steps;
     __half* gy_tiles = memory;                              // [two stages][warpgroup][output][64], swizzled
-    __half* u_tiles = gy_tiles + 2 * GROUPS * DEPTH * 64;   // [two buffers][strip][bin][64]: fragment order, an odd bin's halves swapped
+    __half* u_tiles = gy_tiles + 2 * GROUPS * DEPTH * 64;   // [two buffers][strip][bin][64], in fragment order; an odd bin's halves change places
     __half* slices = u_tiles + 2 * STRIPS * BINS * 64;      // [stage][warpgroup]
     __half* zeros = slices + 2 * GROUPS * slice_size;
     for (int k = threadIdx.x; k < in_slice(layout, DEPTH) + 8; k += THREADS) zeros[k] = __float2half_rn(0.0f);
@@ -67,11 +58,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) sketch_back_mma(
         const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, bin0 = thread / 32 * 16;
         for (int step = 0; step < all; ++step) {
             block_barrier<THREADS>();  // this step's strips are there, and the u of the step before is complete
-            const int strip = step % steps * GROUPS + group;
+            const int tile = blockIdx.x + step / steps * gridDim.x, strip = step % steps * GROUPS + group;
             const int stage = step % 2 * GROUPS + group;
             if (strip < strips) {
                 const int bin = bin0 + lane % 16;
-                const bool is_bin = bin < bins_in_panel(layout, strip, tile_at(step) / columns);
+                const bool is_bin = bin < bins_in_panel(layout, strip, tile / columns);
                 const __half* slice = slices + stage * slice_size;
                 const __half* window = is_bin ? slice + in_slice(layout, bin * STRIDE) : zeros;
                 float sum[1][8][4] = {};
@@ -107,7 +98,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) sketch_back_mma(
     take_registers<SPREAD_REGISTERS>();
     const int team = (threadIdx.x - GROUPS * PROJECTORS) / 8, lane = threadIdx.x % 8, width = panel_width(layout);
     auto load = [&](int step) {  // a row of gy a team
-        const int tile = tile_at(step), s = tile % columns * 64 + lane * 8;
+        const int tile = blockIdx.x + step / steps * gridDim.x, s = tile % columns * 64 + lane * 8;
         if (step < all) {
 #pragma unroll
             for (int i = 0; i < GROUPS; ++i) {
@@ -139,12 +130,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) sketch_back_mma(
         load(step + 1), loaded();
     }
     int round = 0;  // of four strips, from the block's first on
-    for (int item = blockIdx.x; item < items; item += gridDim.x) {
-        const int tile = item < undivided ? item : undivided + (item - undivided) / parts;
-        const int each = item < undivided ? EACH : (EACH - 1) / parts + 1;  // inputs a team, of this part
-        const int part = item < undivided ? 0 : (item - undivided) % parts;
-        const int c = tile / columns, left = c * width, right = min(width, layout.cols - left) + left;
-        const int j0 = left + part * each * TEAMS + team;
+    for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+        const int c = tile / columns, left = c * width, right = min(width, layout.cols - left) + left, j0 = left + team;
         float sum[EACH][8] = {};
         unsigned code[EACH];  // where the bin's row begins, | minus: lane i of a team has it for strip i of eight
         for (int top = 0; top < strips; top += STRIPS, ++round) {
@@ -152,35 +139,30 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) sketch_back_mma(
             const unsigned here = bins_in_panel(layout, mine, c);
             const __half* from = u_tiles + round % 2 * STRIPS * BINS * 64;
 #pragma unroll
-            for (int half = 0; half < STEPS; ++half) {
+            for (int part = 0; part < STEPS; ++part) {
                 block_barrier<THREADS>();  // the u of these strips is complete, and the strips of this step are there
                 load(++step);
 #pragma unroll
-                for (int kind = 0; kind < 2; ++kind) {  // a whole tile, or a part: which q there are is known, or tested
-                    if ((each < EACH) != kind) continue;
+                for (int q = part; q < EACH; q += STEPS) {
+                    if (top % 8 == 0) {
+                        const unsigned h = hash_block(layout, mine, min(j0 + q * TEAMS, right - 1));
+                        const unsigned bin = (unsigned)((unsigned long long)h * here >> 32);
+                        code[q] = (bin * 64 ^ bin % 2 * 32) | (h & 1);
+                    }
+                    if (count == STRIPS) {
+                        const __half* row[STRIPS];
+                        unsigned minus[STRIPS];
 #pragma unroll
-                    for (int q = half; q < EACH; q += STEPS) {
-                        if (kind == 1 && q >= each) break;
-                        if (top % 8 == 0) {
-                            const unsigned h = hash_block(layout, mine, min(j0 + q * TEAMS, right - 1));
-                            const unsigned bin = (unsigned)((unsigned long long)h * here >> 32);
-                            code[q] = (bin * 64 ^ bin % 2 * 32) | (h & 1);
+                        for (int i = 0; i < STRIPS; ++i) {
+                            minus[i] = __shfl_sync(~0u, code[q], top % 8 + i, 8);
+                            row[i] = from + i * BINS * 64 + ((minus[i] & ~1u) ^ lane * 8);
                         }
-                        if (count == STRIPS) {
-                            const __half* row[STRIPS];
-                            unsigned minus[STRIPS];
-#pragma unroll
-                            for (int i = 0; i < STRIPS; ++i) {
-                                minus[i] = __shfl_sync(~0u, code[q], top % 8 + i, 8);
-                                row[i] = from + i * BINS * 64 + ((minus[i] & ~1u) ^ lane * 8);
-                            }
+                        add_rows(sum[q], row, minus);
+                    } else {
+                        for (int i = 0; i < count; ++i) {
+                            const unsigned minus[1] = {__shfl_sync(~0u, code[q], top % 8 + i, 8)};
+                            const __half* row[1] = {from + i * BINS * 64 + ((minus[0] & ~1u) ^ lane * 8)};
                             add_rows(sum[q], row, minus);
-                        } else {
-                            for (int i = 0; i < count; ++i) {
-                                const unsigned minus[1] = {__shfl_sync(~0u, code[q], top % 8 + i, 8)};
-                                const __half* row[1] = {from + i * BINS * 64 + ((minus[0] & ~1u) ^ lane * 8)};
-                                add_rows(sum[q], row, minus);
-                            }
                         }
                     }
                 }
@@ -194,7 +176,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) sketch_back_mma(
             __half* gx = &gx_dn[j * pitch + first + s];
 #pragma unroll
             for (int k = 0; k < 4; ++k) {
-                if (q < each && j < right && s + 8 * k < n) {
+                if (j < right && s + 8 * k < n) {
                     *reinterpret_cast<__half2*>(gx + 8 * k) = __floats2half2_rn(sum[q][2 * k], sum[q][2 * k + 1]);
                 }
             }
