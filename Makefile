@@ -26,8 +26,9 @@ lab: $(VENV)/.lab  ## open the walkthrough in JupyterLab
 	$(PY) -m jupyterlab notebooks/00_start_here.ipynb
 
 # In the order of the files: those of tests first, which have the longest one, and the notebooks fill what is left.
-test: lint  ## run every check: ruff, mypy, the gates, the tests, all notebooks
-	$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --nbval-lax --nbval-current-env tests $(wildcard notebooks)
+test: lint  ## run every check: ruff, mypy, the gates, the tests, all notebooks, all notebooks in a browser
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
+	    --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg tests $(wildcard notebooks)
 
 lint: $(VENV)/.test  ## run ruff, mypy and the gates of the notebooks alone
 	$(PY) -m ruff check .
@@ -51,7 +52,7 @@ clean:  ## delete .venv and all caches; data and results stay
 # Installing. A stamp file says that an install succeeded; pyproject.toml being newer makes it happen again.
 $(VENV)/.demo: extras := plot
 $(VENV)/.lab: extras := lab
-$(VENV)/.test: extras := lab,test,nvrtc
+$(VENV)/.test: extras := lab,test,nvrtc,mpich
 # The emulator needs a C++ compiler: where the machine has none, one comes as a wheel.
 $(VENV)/.lab $(VENV)/.test: compiler := $(if $(shell command -v c++ || command -v g++ || command -v clang++),,$(comma)emulator)
 

@@ -153,8 +153,8 @@ def _run_case(e: Exercise, test: FunctionTest, answer: Callable[..., Any], case:
         if isinstance(before, np.ndarray) and not np.array_equal(before, after, equal_nan=before.dtype.kind == "f"):
             raise _Stop(
                 WRONG,
-                f"{case.label}: the call has changed its argument `{name}` in place. Work on a copy: `a = a ^ b` makes "
-                "a new array, `a ^= b` overwrites the caller's.",
+                f"{case.label}: the call has changed its argument `{name}` in place. Work on a copy: `a = a ^ b` and "
+                "`np.sort(a)` make a new array, `a ^= b` and `a.sort()` overwrite the caller's.",
             )
     if test.then is not None:
         try:
@@ -320,7 +320,7 @@ def _cause(got: np.ndarray, want: np.ndarray, bound: Any, known: Sequence[tuple[
         return _Cause("")
     if got.dtype == np.float32 and want.dtype == np.float64 and np.allclose(got64, want64, rtol=1e-5, atol=1e-6):
         return _Cause("this was computed, or rounded, in float32; float64 is asked for", True)
-    if fits(-want):
+    if want.dtype != bool and fits(-want):
         return _Cause("the sign is the wrong way round", True)
     if _bad(got, want, bound).mean() > 0.1 and not _bad(np.abs(got64), np.abs(want64), bound).any():
         return _Cause("the sizes are right and some signs are wrong", True)
@@ -624,9 +624,8 @@ def _costliest(trace: emulator.Trace) -> str:
     parts = []
     if far:
         row = max(far, key=lambda row: row.sectors)
-        parts.append(
-            f"Most is asked by line {row.line}: {row.sectors_per_request:.3g} sectors a request for `{row.array}`"
-        )
+        each = f"{row.sectors_per_request:.3g} sector{'' if row.sectors == row.requests else 's'}"
+        parts.append(f"Most is asked by line {row.line}: {each} a request for `{row.array}`")
         if row.sectors > 1.5 * row.ideal_sectors:
             parts[-1] += f", {row.sectors / row.ideal_sectors:.2g} times what its bytes would fill"
     if near:
@@ -663,7 +662,8 @@ def _on_gpu(e: Exercise, test: KernelTest, code: str, launches: Sequence[Launch]
         for position, (inner, whole) in enumerate(guarded):
             if whole is not None and padded:
                 around = cupy.asnumpy(whole)
-                if (around[:_PAD] != 77).any() or (around[_PAD + inner.size :] != 77).any():
+                guard = _guard(position)
+                if (around[:_PAD] != guard).any() or (around[_PAD + inner.size :] != guard).any():
                     message = f"the kernel writes outside `{_argument(kernel, position)}`: guard the access"
                     outcome = message, _Cause("", True)
         if outcome:
@@ -673,13 +673,18 @@ def _on_gpu(e: Exercise, test: KernelTest, code: str, launches: Sequence[Launch]
             raise _Stop(WRONG, f"{launch.label}, on this GPU: {message}", *cause.said())
 
 
+def _guard(position: int) -> int:
+    """What lies around an argument: another number for each, so that a copy of one guard to another is seen."""
+    return 77 + position
+
+
 def _guarded(cupy: Any, args: Sequence[Any], pad: int) -> Iterator[tuple[Any, Any]]:
     """(what to pass, the larger array that it lies in or None) for each argument."""
-    for a in args:
+    for position, a in enumerate(args):
         if not isinstance(a, np.ndarray) or a.dtype.kind == "V":  # a struct goes by value
             yield a, None
             continue
-        whole = cupy.full(a.size + 2 * pad, 77, a.dtype)
+        whole = cupy.full(a.size + 2 * pad, _guard(position), a.dtype)
         order = "C" if a.flags.c_contiguous else "F"
         inner = whole[pad : pad + a.size].reshape(a.shape, order=order)
         inner[...] = cupy.asarray(a)

@@ -36,10 +36,14 @@ def save_model(path: str | os.PathLike, model: MLP, **info: Any) -> None:
         If ``model`` is not an MLP, or ``info`` cannot be written as JSON.
     ValueError
         If the folder does not exist, or a parameter is not finite.
+
+    Of a network of `hashedmm.parallel`, all processes make the call, and process 0 writes the whole network.
     """
     if not isinstance(model, MLP):
         raise TypeError(f"model must be an MLP, got {type(model).__name__}")
-    safefile.write(path, KIND, {"model": model.config(), "info": info}, model.state())
+    state = model.state()
+    if model.ranks.rank == 0:
+        safefile.write(path, KIND, {"model": model.config(), "info": info}, state)
 
 
 def load_model(path: str | os.PathLike, *, xp: ModuleType = np, kernel: str = "auto") -> MLP:

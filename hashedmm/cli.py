@@ -45,7 +45,7 @@ from hashedmm.experiments import (
 from hashedmm.hashing import HASHES, HashSpec
 from hashedmm.kernels import BUILT, C_TYPES
 from hashedmm.matmul import hashed_matmul
-from hashedmm.nn import DECAYS, MLP, STRUCTURES, Adam, History, train
+from hashedmm.nn import DECAYS, MLP, STRUCTURES, Adam, History, OneProcess, train
 from hashedmm.report import (
     DIGEST,
     FIGURES,
@@ -61,6 +61,7 @@ from hashedmm.report import (
 TRACEBACK = "HASHEDMM_TRACEBACK"  # set this variable to see where an error comes from
 OUT = Path("out")  # where results go if nothing else is said
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+BAD_INPUT = (ValueError, TypeError, OSError, ArithmeticError)  # errors that are told in a line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,18 +73,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
-    except (ValueError, TypeError, OSError, ArithmeticError) as e:
+    except BAD_INPUT as e:
         if os.environ.get(TRACEBACK):
             raise
-        if isinstance(e, OSError) and e.strerror and e.filename:
-            message = f"{e.filename}: {e.strerror}"
-        else:
-            message = str(e) or type(e).__name__
-        print(f"hashedmm: error: {message}", file=sys.stderr)
+        print(_message(e), file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print("\nhashedmm: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _message(error: BaseException) -> str:
+    """An error in a line."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        message = f"{error.filename}: {error.strerror}"
+    else:
+        message = str(error) or type(error).__name__
+    return f"hashedmm: error: {message}"
+
+
+@contextlib.contextmanager
+def _processes(together: bool, timeout: float | None) -> Iterator[OneProcess]:
+    """The processes that run this command together: this one, or all that mpiexec started. An error ends all."""
+    if not together:
+        yield OneProcess()
+        return
+    from hashedmm import parallel
+
+    with parallel.world(parallel.TIMEOUT if timeout is None else timeout) as ranks:
+        try:
+            yield ranks
+        except BAD_INPUT as e:
+            if ranks.size > 1 and not os.environ.get(TRACEBACK):
+                ranks.fail(_message(e), EXIT_BAD_INPUT)
+            raise
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -229,6 +252,12 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--device", choices=DEVICES, default="auto", metavar="NAME",
                      help="cpu; gpu, by CuPy; or auto: the GPU if there is one, else the CPU (default auto). Errors "
                      "differ in the last digits, as rounding does")  # fmt: skip
+    several = p.add_argument_group("several processes, as mpiexec -n 2 hashedmm train --parallel data")
+    several.add_argument("--parallel", choices=("panels", "data"), metavar="HOW",
+                         help="panels: each has rows of panels, and owns their buckets; data: each takes a share of "
+                         "every batch")  # fmt: skip
+    several.add_argument("--timeout", type=_number(0, math.inf, "a number above 0"), metavar="S",
+                         help="seconds that one waits for the others before it ends all (default 300)")  # fmt: skip
     out = p.add_argument_group("what comes out")
     out.add_argument("--json", action="store_true", help="print one line of JSON and nothing else on stdout")
     out.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -263,6 +292,17 @@ def _parser() -> argparse.ArgumentParser:
                         help="what the CUDA kernels ask memory for: emulated; on a GPU also by ncu")  # fmt: skip
     either.add_argument("--bounds", action="store_true",
                         help="what bounds the kernels of a large layer: how busy the GPU is, by ncu")  # fmt: skip
+    either.add_argument("--parallel", action="store_true",
+                        help="a training step on several ranks: mpiexec -n 2 hashedmm bench --parallel")  # fmt: skip
+    p.add_argument("--stream", action="store_true",
+                   help="a matrix larger than the GPU's memory, from the host's; without a GPU one from a "
+                   "file")  # fmt: skip
+    p.add_argument("--rows", type=_at_least(1), metavar="N",
+                   help="of --stream: side of the square matrix (default 262144; without a GPU 16384)")  # fmt: skip
+    p.add_argument("--columns", type=_at_least(1), metavar="N",
+                   help="of --stream: columns of x (default 1024; without a GPU 64)")  # fmt: skip
+    p.add_argument("--budget", type=_number(0, math.inf, "a number of bytes such as 8e9"), metavar="BYTES",
+                   help="of --stream: memory that it may take (default 8e9; without a GPU 128e6)")  # fmt: skip
     p.add_argument("--output", metavar="FOLDER", default=str(OUT), help="where the records go (default out)")
     p.add_argument("--quick", action="store_true", help="smaller and fewer: half a minute, or a few minutes on a GPU")
     p.add_argument("--only", action="append", default=[], metavar="NAME",
@@ -317,8 +357,19 @@ _OPTIONS = {  # of a structure's constructor
 
 
 def _train(arguments: argparse.Namespace, argv: list[str]) -> int:
+    if arguments.timeout is not None and not arguments.parallel:
+        raise ValueError("--timeout belongs to --parallel; leave one of them out, or add the other")
+    with _processes(bool(arguments.parallel), arguments.timeout) as ranks:
+        return _train_by(ranks, arguments, argv)
+
+
+def _train_by(ranks: OneProcess, arguments: argparse.Namespace, argv: list[str]) -> int:
+    """`_train` by one process, or by several, of which the first prints and writes."""
     settings = _train_settings(arguments)
     xp = device_module(arguments.device)
+    first, several = ranks.rank == 0, ranks.size > 1
+    if several and xp is not np:
+        ranks.use_gpu()  # type: ignore[attr-defined]
     on_gpu = xp is not np
     default = OUT / f"train-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]}.state"
     state = arguments.state or arguments.resume or str(default)
@@ -328,11 +379,20 @@ def _train(arguments: argparse.Namespace, argv: list[str]) -> int:
         dropout=settings["dropout"], seed=settings["seed"], hash=settings["hash"], xp=xp, **settings["options"],
     )  # fmt: skip
     data = _train_data(arguments, settings)
-    if Path(state) == default and default.exists() and not arguments.resume:
+    if several:
+        from hashedmm import parallel
+
+        model = parallel.PARALLEL[arguments.parallel](model, ranks)  # type: ignore[arg-type]
+    again = [*(["mpiexec", "-n", str(ranks.size)] if several else []), "hashedmm"]
+    if arguments.parallel and not several:
+        two = shlex.join(["mpiexec", "-n", "2", "hashedmm", *argv])
+        print(f"One process trains. For two:\n    {two}", file=sys.stderr)
+    if first and Path(state) == default and default.exists() and not arguments.resume:
         print(f"{state} is the state of such a run that was interrupted; this one begins anew and replaces it.",
-              "To go on instead:", f"    {_resume_command(argv, state)}", sep="\n", file=sys.stderr)  # fmt: skip
-    with _folder_for(Path(state)):
-        if not arguments.json:
+              "To go on instead:", f"    {_resume_command(argv, state, again)}", sep="\n",
+              file=sys.stderr)  # fmt: skip
+    with _folder_for(Path(state)) if first else contextlib.nullcontext():
+        if first and not arguments.json:
             print(model.summary())
             place = f"the GPU, {records.gpu_info()['name']}" if on_gpu else "the CPU"
             print(f"{len(data.y_train):,} training samples, on {place}\n", flush=True)
@@ -341,17 +401,22 @@ def _train(arguments: argparse.Namespace, argv: list[str]) -> int:
             decay=settings["decay"], seed=settings["seed"], validation=settings["validation"],
             progress=not arguments.quiet, save_state=state, resume=arguments.resume,
         )  # fmt: skip
+        if history.interrupted and not first:
+            return EXIT_INTERRUPTED
         if history.interrupted:
             done = f"{len(history.epoch)} of {settings['epochs']} epochs are done"
             print(f"\nInterrupted: {done}, and the state is saved in {state}. To go on:", file=sys.stderr)
-            print(f"    {_resume_command(argv, state)}", file=sys.stderr)
+            print(f"    {_resume_command(argv, state, again)}", file=sys.stderr)
             return EXIT_INTERRUPTED
         if arguments.save is not None:
             save_model(arguments.save, model, test_error=history.final_test_error, settings=settings)
-        if Path(state) == default:  # nobody asked for it, and it has done its work
+        if first and Path(state) == default:  # nobody asked for it, and it has done its work
             default.unlink()
+    if not first:
+        return 0
     if arguments.json:
-        print(json.dumps(_train_result(settings, model, data, history, arguments.save)))
+        result = _train_result(settings, model, data, history, arguments.save)
+        print(json.dumps(result | ({"parallel": arguments.parallel, "ranks": ranks.size} if several else {})))
     else:
         print("\n" + _closing(model, data, history, arguments.save))
     return 0
@@ -448,7 +513,7 @@ def _train_data(arguments: argparse.Namespace, settings: dict[str, Any]) -> Data
     return data
 
 
-def _resume_command(argv: Sequence[str], state: str) -> str:
+def _resume_command(argv: Sequence[str], state: str, program: Sequence[str] = ("hashedmm",)) -> str:
     """The command line that goes on from ``state``."""
     kept = []
     skip = False
@@ -459,14 +524,14 @@ def _resume_command(argv: Sequence[str], state: str) -> str:
             skip = True
         elif not word.startswith(("--state=", "--resume=")):
             kept.append(word)
-    return shlex.join(["hashedmm", *kept, "--resume", state])
+    return shlex.join([*program, *kept, "--resume", state])
 
 
 def _train_result(settings: dict[str, Any], model: MLP, data: Dataset, history: History, saved: str | None) -> dict:
     """What --json prints."""
     return {
         "test_error": history.final_test_error,
-        "stored_buckets": sum(linear.weight.value.size for linear in model.linears),
+        "stored_buckets": model.stored_values - sum(model.sizes[1:]),
         "stored_values": model.stored_values,
         "stored_bytes": model.stored_bytes,
         "virtual_weights": model.virtual_weights,
@@ -481,7 +546,7 @@ def _train_result(settings: dict[str, Any], model: MLP, data: Dataset, history: 
 
 def _closing(model: MLP, data: Dataset, history: History, saved: str | None) -> str:
     """What a person sees at the end."""
-    dense_bytes = 4 * (model.virtual_weights + sum(linear.d_out for linear in model.linears))
+    dense_bytes = 4 * (model.virtual_weights + sum(model.sizes[1:]))
     part = model.stored_bytes / dense_bytes
     share = f", {100 * part:.1f} % of the dense net's" if part != 1 else ""
     seconds = f"{history.seconds_per_epoch:.2f} s, {history.total_seconds:.1f} s in all"
@@ -603,14 +668,31 @@ def _bench(arguments: argparse.Namespace, argv: list[str]) -> int:
     folder = Path(arguments.output)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output must be a folder for bench, got the file {folder}")
-    others = arguments.cpu or arguments.counters or arguments.bounds
+    others = arguments.cpu or arguments.counters or arguments.bounds or arguments.parallel
+    if arguments.stream and (others or arguments.gpu):
+        raise ValueError("--stream is a benchmark of its own, and another is asked for, too; leave one of them out")
+    others = others or arguments.stream
+    for name in ("rows", "columns", "budget"):
+        if getattr(arguments, name) is not None and not arguments.stream:
+            raise ValueError(f"--{name} is for bench --stream, and this is another benchmark; leave it out")
     on_gpu = arguments.gpu or (not others and gpu_available())
     if arguments.only and not on_gpu:
         raise ValueError("--only names records of bench --gpu, and this is another benchmark; leave it out")
-    if arguments.counters:
+    if arguments.parallel:
+        from hashedmm import bench_parallel
+
+        with _processes(True, bench_parallel.TIMEOUT) as ranks:
+            written = bench_parallel.run(folder, ranks, quick=arguments.quick)  # type: ignore[arg-type]
+    elif arguments.counters:
         written = counters.run(folder)
     elif arguments.bounds:
         written = counters.run_bounds(folder)
+    elif arguments.stream:
+        from hashedmm import bench_stream
+
+        written = bench_stream.run(
+            folder, rows=arguments.rows, n=arguments.columns, budget=arguments.budget, quick=arguments.quick
+        )
     elif on_gpu:
         written = bench.run_gpu(folder, quick=arguments.quick, only=arguments.only)
     else:
@@ -710,6 +792,7 @@ def _doctor(arguments: argparse.Namespace, argv: list[str]) -> int:
         ("matplotlib", "matplotlib", "figures", "plot"),
         ("jupyterlab", "JupyterLab", "the notebooks", "lab"),
         ("pytest", "pytest", "the tests", "lab,test"),
+        ("mpi4py", "mpi4py", "several processes", "parallel"),
     ):
         version = _version(package)
         _say(name, version or "not installed")

@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from types import FrameType, ModuleType, TracebackType
 from typing import Any, ClassVar
 
@@ -341,6 +342,31 @@ def _softmax_cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
 # Networks
 
 
+class OneProcess:
+    """The processes that train a network together: here, one. `hashedmm.parallel.Ranks` is several.
+
+    Attributes
+    ----------
+    rank : int
+        Number of this process, from 0. Process 0 shows progress and writes files.
+    size : int
+        How many there are.
+    """
+
+    rank, size = 0, 1
+
+    def agree(self, name: str, value: Any) -> None:
+        """ValueError on every process unless all have the same ``value``, a JSON document; ``name`` says what it is."""
+
+    def any(self, flag: bool) -> bool:
+        """Whether ``flag`` is true on any process."""
+        return flag
+
+    def same(self, value: Any) -> Any:
+        """The ``value``, a JSON document, of process 0, on every process."""
+        return value
+
+
 class MLP:
     """A multilayer perceptron: linear layers, hashed or dense, with ReLU and dropout between them.
 
@@ -375,7 +401,11 @@ class MLP:
     ----------
     layers : list of Layer, in the order of computation
     linears : list of Linear and HashedLinear, those among them that have parameters
+    ranks : the processes that compute it together, see hashedmm.parallel; one here
     """
+
+    ranks: OneProcess = OneProcess()
+    stepper: ClassVar[type[_Eager] | None] = None  # what does its training steps; None: `train` chooses
 
     def __init__(
         self, layers: Sequence[int], *, structure: str = "strips", compression: float = 1 / 8, dropout: float = 0.0,
@@ -478,9 +508,22 @@ class MLP:
     def load_state(self, state: Mapping[str, Array]) -> None:
         """Take the values of `state`. Nothing changes unless every name, shape and dtype is right."""
         parameters = self.parameters()
-        check_arrays(state, {name: p.value.shape for name, p in parameters.items()}, "the model's state")
+        check_arrays(state, self.shapes(), "the model's state")
         for name, p in parameters.items():
             p.value[...] = self.xp.asarray(state[name])
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of what `state` gives."""
+        return {name: p.value.shape for name, p in self.parameters().items()}
+
+    def gathered(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Arrays of the parameters' shapes, by names "parameter" or "slot/parameter" (others are left alone), as one
+        process has them: unchanged, unless several processes hold a share each. All of them have to call it."""
+        return dict(arrays)
+
+    def shared_out(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The way back of `gathered`: this process's share."""
+        return dict(arrays)
 
     @property
     def stored_values(self) -> int:
@@ -909,6 +952,10 @@ def train(
     On a GPU the steps of a network of hashed layers, with SGD or Adam, are captured as a CUDA graph (hashedmm.graph):
     the host waits for the GPU after an epoch and not before. Ctrl-C then ends the steps that have been launched.
 
+    A network of `hashedmm.parallel` is trained by all of its processes: each makes the same call, with the whole data.
+    Process 0 shows progress and writes files, which are those of one process: a run goes on with any number of them.
+    Every process reads ``resume``. Ctrl-C at any of them ends the current step of all.
+
     Parameters
     ----------
     model : MLP
@@ -972,20 +1019,24 @@ def train(
     n = n_all - validation
     if batch > n:
         raise ValueError(f"batch must be at most {n}, the number of training samples, got {batch}")
-    if save_state is not None:
+    ranks = model.ranks
+    if save_state is not None and ranks.rank == 0:
         safefile.check_writable(save_state, "save_state")
 
     optimizer.reset()
     run = _Run(model, optimizer, steps=-(-n // batch))
-    if save_state is not None or resume is not None:
+    if save_state is not None or resume is not None or ranks.size > 1:
         run.settings = _jsonable({
             "model": model.config(), "optimizer": optimizer.settings(), "epochs": epochs, "batch": batch,
             "decay": decay, "seed": seed, "validation": validation, "patience": patience,
             "restore_best": bool(restore_best), "evaluate": bool(evaluate),
             "data": {name: _fingerprint(a) for name, a in arrays.items()},
         })  # fmt: skip
+    files = {"saves": save_state is not None, "resumes": resume is not None, "checkpoint_every": checkpoint_every}
+    ranks.agree("training", run.settings | files)
     if resume is not None:
         run.load(resume)
+        ranks.agree("resume", run.place())
     history, steps, xp = run.history, run.steps, model.xp
 
     started = time.perf_counter() - history.total_seconds
@@ -995,7 +1046,7 @@ def train(
     x_validation, y_validation = x[held_out], y[held_out]
     x_test, y_test = (xp.asarray(arrays[k]) if evaluate else None for k in ("x_test", "y_test"))
     losses, wrong = xp.zeros(steps), xp.zeros(steps, xp.int64)  # of this epoch's batches; they stay on the device
-    stepper: _Eager | _Captured = (_Captured if _can_capture(model, optimizer) else _Eager)(
+    stepper = (model.stepper or (_Captured if _can_capture(model, optimizer) else _Eager))(
         model, optimizer, x, y, n, batch, losses, wrong, lambda step: DECAYS[decay](step / (epochs * steps))
     )
 
@@ -1006,7 +1057,7 @@ def train(
     stop = False
     with (
         _Interrupt() as interrupt,
-        tqdm(total=epochs, initial=run.epoch, disable=not progress, unit="epoch") as bar,
+        tqdm(total=epochs, initial=run.epoch, disable=not progress or ranks.rank > 0, unit="epoch") as bar,
         np.errstate(over="ignore", invalid="ignore"),  # the loss is checked instead, with a better message
     ):
         while not over() and not stop:
@@ -1017,12 +1068,12 @@ def train(
             i = run.step
             while i < steps and not stop:
                 i += stepper.run(i)
-                stop = interrupt.requested
+                stop = ranks.any(interrupt.requested)
                 if stop or i % stepper.check_every == 0 or i == steps:
                     _check_losses(losses[:i], run.epoch + 1)  # waits for a GPU
             seconds = time.perf_counter() - epoch_started
             stepper.end(i - run.step)
-            stop = interrupt.requested
+            stop = ranks.any(interrupt.requested)
             if i < steps:
                 run.pause(i, losses, wrong, seconds)
             else:
@@ -1032,6 +1083,7 @@ def train(
                 errors = {"validation_error": model.error(x_validation, y_validation)} if validation else {}
                 if evaluate:
                     errors["test_error"] = model.error(x_test, y_test)
+                errors = ranks.same(errors)  # they decide when to stop
                 run.finish_epoch(loss, 100.0 * int(wrong.sum()) / n, seconds, errors, keep_best=bool(restore_best))
                 bar.update()
                 shown = {name.replace("_", " "): f"{error:.2f} %" for name, error in errors.items()}
@@ -1152,6 +1204,7 @@ class _Run:
         self.settings: dict[str, Any] = {}
         self.history = History()
         self.best: dict[str, np.ndarray] = {}  # the parameters of the best epoch
+        self.read_sha256 = ""  # of the file that it was loaded from
         self._begin_epoch(0)
 
     def _begin_epoch(self, epoch: int) -> None:
@@ -1184,15 +1237,20 @@ class _Run:
             "history": asdict(self.history),
         }  # fmt: skip
         arrays = {"losses": self.losses, "wrong": self.wrong}
-        for group, state in (
-            ("model", self.model.state()), ("optimizer", self.optimizer.state()), ("best", self.best)
-        ):  # fmt: skip
+        model, optimizer = self.model.state(), self.model.gathered(self.optimizer.state())
+        for group, state in (("model", model), ("optimizer", optimizer), ("best", self.best)):
             arrays |= {f"{group}/{name}": a for name, a in state.items()}
-        safefile.write(path, self.KIND, document, arrays)
+        if self.model.ranks.rank == 0:
+            safefile.write(path, self.KIND, document, arrays)
+
+    def place(self) -> dict[str, Any]:
+        """Where a run that was loaded goes on, and from what: what all processes must have read alike."""
+        return {"epoch": self.epoch, "step": self.step, "file": self.read_sha256}
 
     def load(self, path: str | os.PathLike) -> None:
         """Take the state of a file over, if it belongs to a run with the same settings; else ValueError."""
         document, arrays = safefile.read(path, self.KIND)
+        self.read_sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         keys = {"settings", "epoch", "step", "epoch_seconds", "history"}
         if not isinstance(document, dict) or set(document) != keys:
             raise ValueError(f"{path}: a training state must hold exactly {', '.join(sorted(keys))}")
@@ -1206,7 +1264,7 @@ class _Run:
         for name, a in arrays.items():
             group, slash, rest = name.partition("/")
             groups.setdefault(group if slash else "", {})[rest if slash else name] = a
-        shapes = {name: p.value.shape for name, p in self.model.parameters().items()}
+        shapes = self.model.shapes()
         check_arrays(groups["model"], shapes, f"{path}: the model's state")
         if groups["best"]:
             check_arrays(groups["best"], shapes, f"{path}: the best epoch's state")
@@ -1219,7 +1277,7 @@ class _Run:
             history = History(**document["history"])
         except TypeError as e:
             raise ValueError(f"{path}: the history is not one: {e}") from None
-        self.optimizer.load_state(groups["optimizer"])
+        self.optimizer.load_state(self.model.shared_out(groups["optimizer"]))
         self.model.load_state(groups["model"])
         history.interrupted, history.final_epoch = False, None
         self.epoch, self.step, self.epoch_seconds = epoch, step, document["epoch_seconds"]
@@ -1308,13 +1366,19 @@ def _jsonable(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def _differences(theirs: Any, ours: Any, name: str = "") -> Iterator[str]:
-    """Where two JSON documents differ, one phrase each."""
+def unequal(theirs: Any, ours: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Where two JSON documents differ: (path, what is there in the one, and in the other)."""
     if isinstance(theirs, dict) and isinstance(ours, dict):
         for key in sorted(theirs.keys() | ours.keys()):
-            yield from _differences(theirs.get(key), ours.get(key), f"{name}.{key}" if name else key)
+            yield from unequal(theirs.get(key), ours.get(key), f"{name}.{key}" if name else key)
     elif isinstance(theirs, list) and isinstance(ours, list) and len(theirs) == len(ours):
         for i, (a, b) in enumerate(zip(theirs, ours, strict=True)):
-            yield from _differences(a, b, f"{name}[{i}]")
+            yield from unequal(a, b, f"{name}[{i}]")
     elif theirs != ours:
-        yield f"{name} was {theirs!r}, now it is {ours!r}"
+        yield name, theirs, ours
+
+
+def _differences(theirs: Any, ours: Any) -> Iterator[str]:
+    """Where two JSON documents differ, one phrase each."""
+    for name, a, b in unequal(theirs, ours):
+        yield f"{name} was {a!r}, now it is {b!r}"

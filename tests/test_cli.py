@@ -137,12 +137,20 @@ WRONG = [
     (("train", "--state", "no/state"), "--state=no/state: the folder"),
     (("train", "--state", "a", "--save", "./a"), "--save must name another file than the state"),
     (("train", "--resume", "nothing"), "--resume must name the state of an interrupted run; there is no file nothing"),
+    (("train", "--timeout", "9"), "--timeout belongs to --parallel"),
+    (("train", "--parallel", "rows"), "--parallel: invalid choice: 'rows'"),
+    (("train", "--parallel", "data", "--timeout", "0"), "--timeout: expected a number above 0, got '0'"),
     (("train", "--lay", "784,10"), "unrecognized arguments: --lay 784,10"),
     (("experiment",), "name an experiment: demo"),
     (("experiment", "nothing"), "there is no experiment 'nothing'; there are demo"),
     (("experiment", "demo", "--output", "demo.txt"), "output must name a file that ends in .json, got 'demo.txt'"),
     (("bench", "--cpu", "--gpu"), "argument --gpu: not allowed with argument --cpu"),
+    (("bench", "--parallel", "--gpu"), "argument --gpu: not allowed with argument --parallel"),
+    (("bench", "--parallel", "--only", "gpu_layer"), "--only names records of bench --gpu"),
     (("bench", "--cpu", "--only", "gpu_layer"), "--only names records of bench --gpu"),
+    (("bench", "--cpu", "--rows", "4096"), "--rows is for bench --stream"),
+    (("bench", "--stream", "--gpu"), "--stream is a benchmark of its own"),
+    (("bench", "--stream", "--budget", "8 GB"), "--budget: expected a number of bytes such as 8e9, got '8 GB'"),
     (("bench", "--gpu", "--only", "layer"), "only must name some of gpu_roofs, gpu_layer"),
     (("report", "--check", "nothing.md"), "nothing.md: No such file or directory"),
     (("report", "--check", "--write"), "not allowed with argument"),
@@ -387,6 +395,20 @@ def test_bench_is_handed_on(hashedmm_cli, monkeypatch, tmp_path):
     assert asked == [("out", True), ("out", True, [])]
     (tmp_path / "file").write_text("")
     assert hashedmm_cli("bench", "--cpu", "--output", "file")[0] == 2
+
+
+def test_bench_of_streams_is_handed_on(hashedmm_cli, monkeypatch):
+    from hashedmm import bench_stream
+
+    asked = []
+    monkeypatch.setattr(bench_stream, "run", lambda folder, **k: asked.append(k) or [folder / "s.json"])
+    sizes = ("--rows", "4096", "--columns", "8", "--budget", "1e7")
+    assert hashedmm_cli("bench", "--stream", *sizes)[:2] == (0, f"record  {os.path.join('out', 's.json')}\n")
+    assert hashedmm_cli("bench", "--stream", "--quick")[0] == 0
+    assert asked == [
+        {"rows": 4096, "n": 8, "budget": 1e7, "quick": False},
+        {"rows": None, "n": None, "budget": None, "quick": True},
+    ]
 
 
 def test_tables_of_timings_and_memory():

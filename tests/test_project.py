@@ -45,7 +45,8 @@ ORDER = (
     ("stream", "parallel"),
     ("experiments",),
     ("bench",),
-    ("counters", "explain"),
+    ("counters", "explain", "bench_parallel", "bench_stream"),
+    ("scale",),
     ("plots", "report"),
     ("exercises",),
     ("widgets", "check"),
@@ -203,7 +204,9 @@ def conda_extras(environment):
     return re.fullmatch(r"-e \.\[(.+)\]", line)[1].split(",")
 
 
-@pytest.mark.parametrize("extra", ["plot", "lab", "test", "cuda12", "cuda13", "nvrtc", "emulator", "mpi", "dev"])
+@pytest.mark.parametrize(
+    "extra", ["plot", "lab", "test", "cuda12", "cuda13", "nvrtc", "emulator", "parallel", "mpich", "dev"]
+)
 def test_extras_have_lower_bounds(extra):
     for requirement in requirements(extra).values():
         lower_bound(requirement.specifier)
