@@ -474,6 +474,7 @@ def _forward_and_back(place: Any, spec: HashSpec, x: Any, gy: Any, budget: float
     times = _timed(place, streamed, lambda: streamed.matmul(x))
     yield _row(place, "matmul", streamed, n, error, times, w.nbytes, 0, peak, host)
 
+    streamed.close()  # lists of rows, which grad_x does not need
     gx = streamed.grad_x(gy)
     at = _sampled(spec.cols, SAMPLES)
     error = check(dense_columns(w, spec, at, place.dtype).T, gy, gx, at)
