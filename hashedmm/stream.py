@@ -35,6 +35,7 @@ from hashedmm.nn import Optimizer
 
 WINDOWS = 32  # that a matrix is cut into: filling and draining the pipe then costs about a thirtieth
 LEAST_WINDOW = 2**23  # bytes of a window, if that leaves two: a copy should be long beside its start
+ROUNDING = 2**14  # bytes that a pool of memory may take beyond what a product asks for
 STAGES = 2  # staging buffers for memory that is not pinned
 MAX_PITCH = 2**31 - 1  # bytes between two runs of one strided copy
 PINNED = 1  # cudaMemoryTypeHost
@@ -523,6 +524,8 @@ class _Problem:
         if self.list_kind:
             out["lists"] = sum(list_bytes(window, self.list_kind, capacity) for window in windows)
         out["workspace"] = max(self.workspace(o, k, window) for o, k in self.kernels for window in _extremes(windows))
+        if isinstance(self.where, int):
+            out["workspace"] += ROUNDING
         return out
 
     def workspace(self, operation: str, kernel: str, window: Window) -> int:
@@ -1204,7 +1207,7 @@ class Streamed:
     def _stream(self, plan: StreamPlan, vectors: list[Vector], work: Work, like: Any) -> None:
         parts = [part_of(window) for window in plan.windows]
         if on_gpu(like):  # one block for what products allocate, whichever window is the largest
-            library(like).empty(plan.bytes["workspace"] + 2**14, np.uint8)
+            library(like).empty(plan.bytes["workspace"], np.uint8)
         try:
             self.seconds += pipeline(
                 parts, vectors, work, like, depth=plan.depth, copies=self.copies, products=self.products
