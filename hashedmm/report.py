@@ -117,13 +117,55 @@ def _memory_columns(rows: Sequence[Row]) -> list[Column]:
     ]
 
 
+def _scaling_columns(rows: Sequence[Row]) -> list[Column]:
+    return _ranks_columns(rows) if "ranks" in rows[0] else _stream_columns(rows)
+
+
+def _ranks_columns(rows: Sequence[Row]) -> list[Column]:
+    """Of a training step on several ranks."""
+    return [
+        ("what is split", lambda r: "the panels" if r["mode"] == "panels" else "the batch"),
+        ("compression", lambda r: compression_text(r["compression"])),
+        ("ranks", lambda r: str(r["ranks"])),
+        ("batch", lambda r: str(r["batch"])),
+        ("ms a step", lambda r: _milliseconds(r["ms"])),
+        ("one rank's fastest, ms", lambda r: _milliseconds(min(r["baselines"].values()))),
+        ("times the samples a second", lambda r: f"{r['speedup']:.2f}"),
+        ("MB sent a step", lambda r: f"{r['sent_bytes'] / 1e6:.1f}"),
+        ("a dense net's", lambda r: f"{r['dense_sent_bytes'] / 1e6:.1f}"),
+    ]
+
+
+def _stream_columns(rows: Sequence[Row]) -> list[Column]:
+    """Of products whose buckets, or whose dense W, are not on the card. A dense row is scaled: that is said there."""
+
+    def milliseconds(r: Row) -> str:
+        scaled = f" (x {r['scaled_ms'] / r['ms']:.0f} = {r['scaled_ms']:.0f})" if "scaled_ms" in r else ""
+        return f"{_milliseconds(r['ms'])}{scaled}"
+
+    return [
+        ("operation", lambda r: r["operation"]),
+        ("outputs x inputs", lambda r: f"{r['shape'][0]} x {r['shape'][1]}"),
+        ("n", lambda r: str(r["shape"][2])),
+        ("structure", lambda r: r["structure"]),
+        ("compression", lambda r: compression_text(r["compression"])),
+        ("dense W, GB", lambda r: f"{r['dense_bytes'] / 1e9:.3g}"),
+        ("peak here, GB", lambda r: "-" if r["peak_bytes"] is None else f"{r['peak_bytes'] / 1e9:.3g}"),
+        ("copies alone, ms", lambda r: _milliseconds(r["copies_ms"])),
+        ("products alone, ms", lambda r: _milliseconds(r["products_ms"])),
+        ("ms", milliseconds),
+        ("of the slower, %", lambda r: f"{100 * r['of_bound']:.0f}"),
+    ]
+
+
 _COLUMNS: dict[str, Callable[[Sequence[Row]], list[Column]]] = {
     "training": _training_columns,
     "timing": _timing_columns,
     "memory": _memory_columns,
+    "scaling": _scaling_columns,
 }
 # Headings of text; the other columns are numbers.
-_LEFT = {"method", "network", "operation", "structure", "outputs x inputs", "kernel", "against"}
+_LEFT = {"method", "network", "operation", "structure", "outputs x inputs", "kernel", "against", "what is split"}
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -257,3 +257,12 @@ def test_report_draws_what_the_document_shows(layer, tmp_path, monkeypatch, caps
     assert "docs/gpu_speed.png is not drawn from the record as it is" in capsys.readouterr().err
     assert cli.main(["report"]) == 0
     assert "sketch" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["gpu_stream", "gpu_parallel"])
+def test_tables_of_scale(name):
+    record = records.load_all("scaling")[name]
+    table = report.markdown_table(record)
+    for row in record["rows"]:
+        assert f" {row['ms']:.3g} " in table
+    assert name == "gpu_stream" or ("| the panels |" in table and "| the batch |" in table)
