@@ -637,11 +637,14 @@ _WHOLE = re.compile(r"\*\*The whole: about (\d+) hours\.\*\*")
 
 
 def index_rows(text: str) -> dict[int, tuple[str, Minutes]]:
-    """Rows of the table in an index: {number of the line: (file that it links to, minutes)}; "" is the page itself."""
+    """Rows of the table in an index: {number of the line: (file that it links to, minutes)}; "" is the page itself,
+    which begins with 00."""
     rows = {}
     for number, line in enumerate(text.splitlines()):
         if row := _ROW.match(line):
             link = re.search(r"\]\((?:notebooks/)?(\d\d_\w+\.ipynb)\)", row[1])
+            if not link and not re.match(r"\W*00\b", row[1]):
+                continue  # of another table
             rows[number] = link[1] if link else "", Minutes(int(row[2]), None if row[3] == "-" else int(row[3]))
     return rows
 

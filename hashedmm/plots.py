@@ -1,7 +1,8 @@
 """Figures: one look for the whole kit (colour-blind-safe colours with markers, direct labels, alt text).
 
 Functions take an Axes or return a Figure; nothing here computes a result. Importing this module sets matplotlib's
-defaults to the kit's style. Imports datasets and hashing; needs matplotlib (and IPython for ``show``).
+defaults to the kit's style. Imports datasets and hashing; needs matplotlib, and in a notebook IPython and
+Pygments, which come with Jupyter.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "hashed8:strips": {"color": SKY, "marker": "d", "label": "hashed, strips of 8 bits"},
     "random_edges": {"color": SKY, "marker": "h", "label": "random edges"},
     "magnitude": {"color": PURPLE, "marker": "p", "label": "pruned by magnitude"},
-    "obd": {"color": BLUE, "marker": "^", "label": "pruned by saliency (OBD)"},
+    "obd": {"color": BLUE, "marker": "^", "label": "pruned by saliency"},
     "low_rank": {"color": ORANGE, "marker": "8", "label": "low rank"},
     "low_rank_fixed": {"color": GREEN, "marker": "*", "label": "low rank, V random"},
     "fixed_point": {"color": ORANGE, "marker": "H", "label": "fixed point"},
@@ -160,13 +161,11 @@ def source(*functions: Any, docstring: bool = False) -> None:
     functions : functions, methods or classes, compiled by numba or not
     docstring : show docstrings, too
     """
-    from IPython.display import Markdown, display
-
-    display(Markdown("\n\n".join(source_text(f, docstring=docstring) for f in functions)))
+    _show_code("python", *(source_text(f, docstring=docstring) for f in functions))
 
 
 def source_text(function: Any, *, docstring: bool = False) -> str:
-    """The source of one function or class as a Markdown block of Python code, its file in the first line.
+    """The source of one function or class, its file in the first line.
 
     Parameters
     ----------
@@ -185,7 +184,7 @@ def source_text(function: Any, *, docstring: bool = False) -> str:
         if not docstring and isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
             hidden.update(range(node.body[0].lineno, (node.body[0].end_lineno or node.body[0].lineno) + 1))
     kept = [line for number, line in enumerate(text.splitlines(), start=1) if number not in hidden]
-    return "\n".join(["```python", f"# {function.__module__.replace('.', '/')}.py", *kept, "```"])
+    return "\n".join([f"# {function.__module__.replace('.', '/')}.py", *kept])
 
 
 def kernel_source(name: str, first: str | None = None, last: str | None = None) -> None:
@@ -194,17 +193,15 @@ def kernel_source(name: str, first: str | None = None, last: str | None = None) 
     With ``first`` and ``last`` only an excerpt: from the one line that contains ``first`` to the next that contains
     ``last``.
     """
-    from IPython.display import Markdown, display
-
-    display(Markdown(kernel_text(name, first, last)))
+    _show_code("cuda", kernel_text(name, first, last))
 
 
 def kernel_text(name: str, first: str | None = None, last: str | None = None) -> str:
-    """What `kernel_source` shows, as Markdown. ValueError if the lines are not there."""
+    """What `kernel_source` shows, its file in the first line. ValueError if the lines are not there."""
     file = name if "." in name else f"{name}.cu"
-    text = (resources.files("hashedmm") / "kernels" / file).read_text(encoding="utf-8")
+    text = (resources.files("hashedmm") / "kernels" / file).read_text(encoding="utf-8").rstrip("\n")
     if first is None and last is None:
-        return f"```cuda\n// hashedmm/kernels/{file}\n{text}```"
+        return f"// hashedmm/kernels/{file}\n{text}"
     lines = text.splitlines()
     begins = [i for i, line in enumerate(lines) if first is None or first in line]
     if first is not None and len(begins) != 1:
@@ -215,7 +212,28 @@ def kernel_text(name: str, first: str | None = None, last: str | None = None) ->
         raise ValueError(f"last must be in a line of {file} from line {begin + 1} on, got {last!r}")
     shown = textwrap.dedent("\n".join(lines[begin : None if end is None else end + 1]))
     where = f"lines {begin + 1} to {len(lines) if end is None else end + 1}"
-    return f"```cuda\n// hashedmm/kernels/{file}, {where}\n{shown}\n```"
+    return f"// hashedmm/kernels/{file}, {where}\n{shown}"
+
+
+# A block of code with a light background of its own, for dark themes too. At this size JupyterLab shows lines of
+# SOURCE_COLUMNS characters whole in a window of 1280 px; a test measures it.
+SOURCE_COLUMNS = 130
+_SOURCE_STYLE = (
+    "background: #f8f8f8; color: #202020; border: 0; margin: 0 0 8px; padding: 4px 2px; overflow-x: auto; "
+    "white-space: pre; font: 10.5px/1.4 var(--jp-code-font-family, monospace)"
+)
+
+
+def _show_code(language: str, *texts: str) -> None:
+    """Show texts in a notebook as highlighted blocks, lines unbroken; where HTML is not shown, as they are."""
+    from IPython.display import display
+    from pygments import highlight
+    from pygments.formatters import HtmlFormatter
+    from pygments.lexers import get_lexer_by_name
+
+    lexer, formatter = get_lexer_by_name(language, stripnl=False), HtmlFormatter(noclasses=True, nowrap=True)
+    blocks = [f'<pre style="{_SOURCE_STYLE}">{highlight(text, lexer, formatter)}</pre>' for text in texts]
+    display({"text/html": "\n".join(blocks), "text/plain": "\n\n".join(texts)}, raw=True)
 
 
 def error_against_storage(rows: Sequence[Mapping[str, Any]], title: str = "Test error against storage") -> Figure:
@@ -289,7 +307,8 @@ def error_against_sums(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
         x, y = [row["sums"] for row in mine], [row["test_error_mean"] for row in mine]
         spread = [row["test_error_std"] or 0.0 for row in mine]
         ax.errorbar(x, y, spread, color=color, marker=marker, markersize=7, markeredgecolor="white", capsize=3)
-        labels.append((x[-1], y[-1], f"{height} high", color, False))
+        at = -1 if x[-1] == sums[-1] else 0  # a line that ends among others is named where it begins
+        labels.append((x[at], y[at], f"{height} high", color, at == 0))
     for row in rows:
         if row["height"] is None:
             mean, half = row["test_error_mean"], row["test_error_std"] or 0.0
@@ -312,8 +331,8 @@ def error_against_sums(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
 
 def write_apart(ax: Axes, labels: Sequence[tuple[float, float, str, str, bool]], gap: float = 13.0) -> None:
     """Write labels (x, y, text, colour, whether left of the point) beside their points, pushed apart up and down where
-    they would cover each other: at least ``gap`` typographer's points between two on one side of about the same x. The
-    limits of the axes must be set."""
+    they would cover each other: at least ``gap`` typographer's points between two on one side of about the same x. One
+    that would cover a point of its neighbours begins behind that. The limits of the axes must be set."""
     place = {label: ax.transAxes.inverted().transform(ax.transData.transform(label[:2])) for label in labels}
     width, height = (72 * pixels / ax.figure.dpi for pixels in ax.bbox.size)  # in typographer's points
     columns: list[list[tuple[float, float, str, str, bool]]] = []
@@ -335,10 +354,14 @@ def write_apart(ax: Axes, labels: Sequence[tuple[float, float, str, str, bool]],
         at = [_middle(g) + gap * (i - (len(g) - 1) / 2) for g in groups for i in range(len(g))]
         for k, w, a in zip(column, wanted, at, strict=True):
             x, y, text, color, left = k
+            side = -1 if left else 1
+            level = [o for o in column if abs(height * place[o][1] - a) < 0.75 * gap]  # points beside this label
+            ahead = (side * width * (place[o][0] - place[k][0]) for o in level)
+            behind = max((d for d in ahead if 0 < d < 30), default=0.0)
             ax.annotate(
-                text, (x, y), xytext=(-8 if left else 8, a - w), textcoords="offset points",
+                text, (x, y), xytext=(side * (8 + behind), a - w), textcoords="offset points",
                 ha="right" if left else "left", va="center", color=color, annotation_clip=False,
-                path_effects=[withStroke(linewidth=3, foreground="white")],
+                path_effects=[withStroke(linewidth=3, foreground="white")], zorder=5,
             )  # fmt: skip
 
 
@@ -491,7 +514,7 @@ def ways_map(
     columns = sorted({c[3] for c in cases})
     lines = sorted({c[:3] for c in cases}, key=lambda line: (-int(line[0].split("x")[0]), line[1], -line[2]))
     height = 0.44 * len(lines) + 1.5
-    figure, axes = subplots(1, len(uses), size=(9.6, height), squeeze=False, sharey=True)
+    figure, axes = subplots(1, len(uses), size=(8.4, height), squeeze=False, sharey=True)
     for ax, u in zip(axes[0], uses, strict=True):
         for y, line in enumerate(lines):
             for x, n in enumerate(columns):
@@ -562,7 +585,7 @@ def ladder_bars(
     columns = columns or sorted({r["shape"][2] for r in rows})
     found = {n: {r["kernel"]: r for r in rows if r["shape"][2] == n} for n in columns}
     kernels = [k for k in RUNGS if any(k in by for by in found.values())]
-    figure, axes = subplots(1, len(found), size=(9.6, 0.36 * len(kernels) + 1.5), squeeze=False, sharey=True)
+    figure, axes = subplots(1, len(found), size=(8.4, 0.36 * len(kernels) + 1.5), squeeze=False, sharey=True)
     dtype = rows[0]["dtype"]
     for ax, (n, by) in zip(axes[0], found.items(), strict=True):
         dense = next(iter(by.values()))["baselines"][f"cublas_{dtype}"]
@@ -576,12 +599,12 @@ def ladder_bars(
             ax.barh(y, ms - low, left=low, height=0.7, color=BLUE if ms < dense else "#bbbbbb")
             times = f"{_times(dense / ms)} x as fast" if ms < dense else f"{_times(ms / dense)} x as long"
             ax.annotate(
-                f"{ms:.3g} ms: {times}", (ms, y), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8,
-                path_effects=[withStroke(linewidth=3, foreground="white")], zorder=4,
+                f"{ms:.3g} ms: {times}", (max(ms, dense), y), xytext=(4, 0), textcoords="offset points", va="center",
+                fontsize=8,
             )  # fmt: skip
         ax.axvline(dense, color=BLACK, linewidth=1.2, linestyle=(0, (4, 2)))
         ax.text(dense, -0.8, f" cuBLAS, dense: {dense:.3g} ms", ha="left", va="bottom", fontsize=8)
-        ax.set(xscale="log", xlim=(low, high * (high / low) ** 0.7), ylim=(len(kernels) - 0.4, -1.3))
+        ax.set(xscale="log", xlim=(low, high * (high / low) ** 0.8), ylim=(len(kernels) - 0.4, -1.3))
         ax.set(xlabel="ms (log scale)")
         ax.set_title(f"n = {n}")
         ax.tick_params(axis="y", length=0)
@@ -603,7 +626,7 @@ class Point(NamedTuple):
 
 def roofline(
     roofs: Sequence[Mapping[str, Any]], points: Sequence[Point], title: str = "The roofline", *,
-    size: tuple[float, float] = (9.6, 6.0), machine: tuple[float, float] | None = None,
+    size: tuple[float, float] = (8.4, 5.8), machine: tuple[float, float] | None = None,
 ) -> Figure:  # fmt: skip
     """Points under the roofs of a machine: bytes a second of a copy (slanted), operations a second (flat).
 
@@ -801,7 +824,7 @@ def error_groups(rows: Rows, title: str, groups: Mapping[str, Sequence[str]] = G
     _need_rows(rows)
     columns = min(2, len(groups))
     lines = -(-len(groups) // columns)
-    figure, axes = subplots(lines, columns, size=(4.8 * columns, 3.7 * lines), squeeze=False)
+    figure, axes = subplots(lines, columns, size=(4.2 * columns, 3.7 * lines), squeeze=False)
     for ax, (name, methods) in zip(axes.flat, groups.items(), strict=False):
         _error_lines(ax, rows, tuple(dict.fromkeys((REFERENCE, *methods))))
         ax.set_title(name)
@@ -853,7 +876,7 @@ def _error_lines(ax: Axes, rows: Rows, methods: Sequence[str]) -> None:
     drawn = [r for r in rows if r["method"] in (*methods, "dense")]
     stored = [r["stored_bytes"] / 1024 for r in drawn if r["method"] != "dense"]
     errors = [r["test_error_mean"] for r in drawn]
-    ax.set(xscale="log", xlim=(min(stored) / 15, max(stored) * 1.5))  # room for names
+    ax.set(xscale="log", xlim=(min(stored) / 24, max(stored) * 1.5))  # room for names
     _error_axis(ax, min(errors), max(errors))
     labels = []
     for method in methods:
@@ -922,7 +945,7 @@ def error_map(rows: Rows, title: str) -> Figure:
     methods, datasets = (list(dict.fromkeys(r[name] for r in rows)) for name in ("method", "dataset"))
     if REFERENCE not in methods:
         raise ValueError(f"rows must hold {REFERENCE}, which the others are compared with; got {', '.join(methods)}")
-    size = (4.9 * len(compressions), (0.34 * len(methods) + 0.75) * len(depths) + 0.4)
+    size = (4.2 * len(compressions), (0.34 * len(methods) + 0.75) * len(depths) + 0.4)
     figure, axes = subplots(len(depths), len(compressions), size=size, squeeze=False, sharey=True)
     for (i, depth), (j, c) in ((a, b) for a in enumerate(depths) for b in enumerate(compressions)):
         ax = axes[i, j]
@@ -943,7 +966,7 @@ def error_map(rows: Rows, title: str) -> Figure:
                     color="white" if abs(ratio[y, x]) > 0.75 else BLACK, linespacing=0.9,
                 )  # fmt: skip
         ax.set_title(f"{depth - 2} hidden layer{'s' if depth > 3 else ''}, 1/{round(1 / c)}")
-        ax.set_xticks(range(len(datasets)), [d.replace("_", "\n", 1) for d in datasets], fontsize=7.5)
+        ax.set_xticks(range(len(datasets)), [d.replace("_", "\n") for d in datasets], fontsize=7.5)
         ax.set_yticks(range(len(methods)), [method_name(m) for m in methods], fontsize=8)
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
@@ -966,12 +989,12 @@ def expansion(rows: Rows, title: str = "More hidden units from as many buckets")
     _need_rows(rows)
     least = min(r["layers"][1] for r in rows)
     budgets = sorted({round(r["compression"] * r["layers"][1] / least, 9) for r in rows}, reverse=True)
-    figure, axes = subplots(1, len(budgets), size=(4.8 * len(budgets), 3.6), squeeze=False)
+    figure, axes = subplots(1, len(budgets), size=(4.2 * len(budgets), 3.6), squeeze=False)
     units = sorted({r["layers"][1] for r in rows})
     for ax, budget in zip(axes[0], budgets, strict=True):
         mine = [r for r in rows if round(r["compression"] * r["layers"][1] / least, 9) == budget]
         errors = [r["test_error_mean"] + s * (r["test_error_std"] or 0.0) for r in mine for s in (-1, 1)]
-        ax.set(xscale="log", xlim=(units[0] / 1.25, units[-1] * 3.4), ylim=(min(errors) - 0.1, max(errors) + 0.1))
+        ax.set(xscale="log", xlim=(units[0] / 1.25, units[-1] * 4.6), ylim=(min(errors) - 0.1, max(errors) + 0.1))
         labels = []
         for method in dict.fromkeys(r["method"] for r in mine):
             line = sorted((r for r in mine if r["method"] == method), key=lambda r: r["layers"][1])
@@ -1037,7 +1060,7 @@ def strips_shape(rows: Rows, title: str = "Strips: what is varied, and the error
     """
     _need_rows(rows)
     compressions = sorted({r["compression"] for r in rows}, reverse=True)
-    size = (9.6, 2.9 * len(compressions) + 0.3)
+    size = (8.4, 2.9 * len(compressions) + 0.3)
     figure, axes = subplots(len(compressions), 3, size=size, squeeze=False, sharey="row")
     axis = {"stride": "stride, buckets", "height": "height, rows", "panel": "panel, rows x columns"}
     for line, c in zip(axes, compressions, strict=True):
@@ -1062,7 +1085,10 @@ def strips_shape(rows: Rows, title: str = "Strips: what is varied, and the error
             for x, (_, r) in enumerate(pairs):
                 face = BLUE if id(r) in default else "white"
                 ax.plot(x, y[x], "D", color=face, markeredgecolor=BLUE, markersize=6)
-                ax.annotate(f"{y[x]:.2f}", (x, y[x]), xytext=(5, 5), textcoords="offset points", fontsize=8, color=BLUE)
+                ax.annotate(
+                    f"{y[x]:.2f}", (x, y[x]), xytext=(5, 5), textcoords="offset points", fontsize=8, color=BLUE,
+                    path_effects=[withStroke(linewidth=3, foreground="white")], zorder=5,
+                )  # fmt: skip
             ax.set_xticks(range(len(y)), [t.replace(" x ", " x\n") for t, _ in pairs], fontsize=8)
             ax.set_xlim(-0.5, len(y) - 0.3)
             ax.set_title(f"1/{round(1 / c)}: {name}")
@@ -1086,7 +1112,7 @@ def hash_errors(rows: Rows, title: str = "Three hash functions: the test error o
     _need_rows(rows)
     compressions = sorted({r["compression"] for r in rows}, reverse=True)
     cases = list(dict.fromkeys((r["method"], r["hash"]) for r in rows))
-    size = (4.8 * len(compressions), 0.42 * len(cases) + 1.3)
+    size = (4.2 * len(compressions), 0.42 * len(cases) + 1.3)
     figure, axes = subplots(1, len(compressions), size=size, squeeze=False, sharey=True)
     for ax, c in zip(axes[0], compressions, strict=True):
         for r in rows:
@@ -1119,7 +1145,7 @@ def error_against_operations(rows: Rows, title: str, compressions: Sequence[floa
     """
     shown = [r for r in rows if r["method"] == "dense" or r["compression"] in compressions]
     _need_rows(shown)
-    figure, axes = subplots(1, len(compressions), size=(4.9 * len(compressions), 5.2), squeeze=False)
+    figure, axes = subplots(1, len(compressions), size=(4.2 * len(compressions), 5.2), squeeze=False)
     work = [r["multiply_adds"] + r["additions"] for r in shown]
     for ax, c in zip(axes[0], compressions, strict=True):
         ax.set(xscale="log", xlim=(min(work) / 1.6, max(work) * 16))
@@ -1234,10 +1260,10 @@ def frontier(
     points = [p for found in panels.values() for p in found]
     _need_rows(points)  # type: ignore[arg-type]
     lines = -(-len(panels) // columns)
-    figure, axes = subplots(lines, columns, size=(4.8 * columns, 3.4 * lines), squeeze=False, sharex=True)
+    figure, axes = subplots(lines, columns, size=(4.2 * columns, 3.4 * lines), squeeze=False, sharex=True)
     speeds = [*(p.speed for p in points), 1.0]
     for ax, (name, found) in zip(axes.flat, panels.items(), strict=False):
-        ax.set(xscale="log", xlim=(min(speeds) / 1.6, max(speeds) * 60))
+        ax.set(xscale="log", xlim=(min(speeds) / 1.6, max(speeds) * 160))
         ends = [p.error + s * p.std for p in found for s in (-1, 1)] + ([dense_error] if dense_error else [])
         _error_axis(ax, min(ends), max(ends))
         ax.axvline(1.0, color=BLACK, linewidth=1.2, linestyle=(0, (4, 2)))
@@ -1266,3 +1292,208 @@ def frontier(
         ax.set_ylabel("test error, % (log scale)")
     figure.suptitle(title, x=0.01, ha="left", weight="bold")
     return figure
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Larger than memory, and several ranks
+
+# One colour and one marker a way to spread a layer (`hashedmm.scale`), and what a line of it is called.
+SPREAD: dict[str, tuple[str, str, str]] = {
+    "stream": (BLUE, "D", "streamed"),
+    "panels": (PURPLE, "v", "panels split"),
+    "data": (ORANGE, "o", "samples split"),
+    "dense": (BLACK, "s", "dense"),
+}
+LANES = {"up": (SKY, "copy up"), "product": (GREEN, "product"), "down": (ORANGE, "copy down")}
+
+
+def stream_timeline(panels: Mapping[str, Sequence[Any]], title: str, unit: str = "ms") -> Figure:
+    """What a stream does when: a row for copies up, for products and for copies down, a numbered bar a window.
+
+    Parameters
+    ----------
+    panels : {title: events (what, window, start, stop), as `hashedmm.scale.timeline` gives them}; times in ``unit``
+    title : of the figure
+    unit : of the times
+    """
+    if not all(panels.values()) or not panels:
+        raise ValueError("panels must have at least one event each, got an empty one")
+    last = max(e[3] for events in panels.values() for e in events)
+    heights = [len({e[0] for e in events}) + 0.9 for events in panels.values()]
+    size = 8.4, 0.7 + 0.42 * sum(heights)
+    figure, axes = subplots(len(panels), 1, size=size, sharex=True, squeeze=False, height_ratios=heights)
+    for ax, (name, events) in zip(axes[:, 0], panels.items(), strict=True):
+        lanes = [lane for lane in LANES if any(e[0] == lane for e in events)]
+        for what, window, start, stop in events:
+            y, color = lanes.index(what), LANES[what][0]
+            ax.barh(y, stop - start, left=start, height=0.72, color=color, edgecolor="white", linewidth=1.2)
+            if stop - start > 0.018 * last:
+                ax.text((start + stop) / 2, y, str(window), ha="center", va="center", fontsize=8)
+        end = max(e[3] for e in events)
+        ax.axvline(end, color=BLACK, linewidth=1.0, linestyle=(0, (4, 2)))
+        ax.annotate(f"{end:.3g} {unit}", (end, len(lanes) - 0.5), xytext=(3, 3), textcoords="offset points", fontsize=9)
+        ax.set(xlim=(0, 1.1 * last), ylim=(len(lanes) - 0.5, -0.5))
+        ax.set_yticks(range(len(lanes)), [LANES[lane][1] for lane in lanes])
+        ax.tick_params(axis="y", length=0)
+        ax.set_title(name)
+    axes[-1, 0].set_xlabel(f"time, {unit}; the numbers are windows")
+    figure.suptitle(title, x=0.01, ha="left", weight="bold")
+    return figure
+
+
+def bytes_text(count: float) -> str:
+    """Bytes in a decimal unit, as memory and links are sold: 8.6 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.0f} TB" if count >= 999.5 else f"{count:.3g} TB"
+
+
+def seconds_text(seconds: float) -> str:
+    """Seconds in the unit that leaves few digits."""
+    for factor, unit in ((1, "s"), (1e3, "ms"), (1e6, "us")):
+        if seconds * factor >= 0.9995 or unit == "us":
+            value = seconds * factor
+            return f"{value:,.0f} {unit}" if value >= 999.5 else f"{value:.3g} {unit}"
+    raise AssertionError
+
+
+def _seconds_axis(ax: Axes, low: float, high: float) -> None:
+    """A logarithmic axis of seconds, in units that one says: a tick a power of ten, or also at 2 and 5 of them."""
+    ax.set(yscale="log", ylim=(low, high))
+    steps = (1, 2, 5) if high / low < 100 else (1,)
+    powers = range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 1)
+    ticks = [step * 10.0**p for p in powers for step in steps if low <= step * 10.0**p <= high]
+    ax.set_yticks(ticks, [seconds_text(t) for t in ticks])
+    ax.yaxis.minorticks_off()
+    ax.grid(axis="y", color="#dddddd", linewidth=0.6)
+    ax.set_axisbelow(True)
+
+
+Line = tuple[str, Sequence[float], Sequence[float]]  # a key of SPREAD, x, y
+
+
+def time_against_size(
+    lines: Mapping[str, Line], points: Sequence[tuple[str, float, float, str]], ends: Mapping[str, float], title: str,
+) -> Figure:  # fmt: skip
+    """Seconds against the side of a square matrix: what the model says as lines, what was measured as points, and where
+    memory ends.
+
+    Parameters
+    ----------
+    lines : {name: (key of `SPREAD`, sides, seconds)}
+    points : (key, side, seconds, text) that were measured
+    ends : {what no longer fits: the side from which on}
+    title : of the figure
+    """
+    sides = [x for _, xs, _ in lines.values() for x in xs]
+    times = [y for _, _, ys in lines.values() for y in ys] + [p[2] for p in points]
+    if not times:
+        raise ValueError("lines must have at least one, got none")
+    figure, ax = subplots(size=(8.4, 4.6))
+    ax.set(xscale="log", xlim=(min(sides) / 1.15, max(sides) * 5.2))
+    _seconds_axis(ax, min(times) / 2, max(times) * 4)
+    labels = []
+    for name, (key, xs, ys) in lines.items():
+        color = SPREAD[key][0]
+        ax.plot(xs, ys, color=color, linestyle="-" if key != "dense" else (0, (4, 2)))
+        labels.append((xs[-1], ys[-1], name, color, False))
+    for key, x, y, _ in points:
+        ax.plot(x, y, SPREAD[key][1], color=SPREAD[key][0], markersize=8, markeredgecolor="white", zorder=4)
+    write_apart(ax, [(x, y, text, SPREAD[key][0], True) for key, x, y, text in points])
+    for name, side in ends.items():
+        ax.axvline(side, color=GREY, linewidth=1.0, linestyle=":")
+        ax.text(side, min(times) / 1.8, f"{name} ", rotation=90, ha="right", va="bottom", fontsize=8, color=GREY)
+    write_apart(ax, labels)
+    ticks = [s for s in (2**k for k in range(10, 31)) if min(sides) / 1.01 <= s <= max(sides) * 1.01]
+    ax.set_xticks(ticks, [f"{s // 1024:,}k" for s in ticks])
+    ax.xaxis.minorticks_off()
+    ax.set_xlabel("rows and columns of W, in units of 1,024 (log scale)")
+    ax.set_ylabel("seconds (log scale)")
+    ax.set_title(title)
+    return figure
+
+
+def over_ranks(
+    lines: Mapping[str, Line], points: Sequence[tuple[str, float, float]], title: str, *,
+    ylabel: str = "seconds a training step (log scale)",
+) -> Figure:  # fmt: skip
+    """Seconds against the number of GPUs or ranks: the model's lines, carried on beyond the points that were measured.
+
+    Parameters
+    ----------
+    lines : {name: (key of `SPREAD`, ranks, seconds)}
+    points : (key, ranks, seconds) that were measured
+    title, ylabel : of the axes
+    """
+    figure, ax = subplots(size=(8.4, 4.2))
+    draw_over_ranks(ax, lines, points)
+    ax.set_ylabel(ylabel)
+    ax.set_title(title)
+    return figure
+
+
+def draw_over_ranks(ax: Axes, lines: Mapping[str, Line], points: Sequence[tuple[str, float, float]] = ()) -> None:
+    """The axes of `over_ranks`."""
+    ranks = sorted({x for _, xs, _ in lines.values() for x in xs})
+    times = [y for _, _, ys in lines.values() for y in ys] + [y for *_, y in points]
+    if not times:
+        raise ValueError("lines must have at least one, got none")
+    ax.set(xscale="log", xlim=(ranks[0] / 1.15, max(ranks[-1], 2 * ranks[0]) * (ranks[-1] / ranks[0]) ** 0.45 * 1.2))
+    _seconds_axis(ax, min(times) / 1.8, max(times) * 1.8)
+    labels = []
+    for name, (key, xs, ys) in lines.items():
+        color, marker, _ = SPREAD[key]
+        ax.plot(xs, ys, color=color, linestyle="-" if key != "dense" else (0, (4, 2)))
+        ax.plot(xs, ys, marker, color=color, markersize=4, markerfacecolor="white")
+        labels.append((xs[-1], ys[-1], name, color, False))
+    for key, x, y in points:
+        color, marker, _ = SPREAD[key]
+        ax.plot(x, y, marker, color=color, markersize=9, markeredgecolor="white", zorder=4)
+    write_apart(ax, labels)
+    ax.set_xticks(ranks, [f"{r:,}" for r in ranks])
+    ax.xaxis.minorticks_off()
+    ax.set_xlabel("GPUs (log scale)")
+
+
+def bytes_sent(rows: Sequence[tuple[str, str, float]], title: str, xlabel: str = "bytes (log scale)") -> Figure:
+    """Bytes as horizontal bars on a logarithmic axis, each with its number.
+
+    Parameters
+    ----------
+    rows : (name, key of `SPREAD`, bytes), from the top
+    title, xlabel : of the axes
+    """
+    figure, ax = subplots(size=(8.4, 1.1 + 0.32 * len(rows)))
+    draw_bytes(ax, rows)
+    ax.set_xlabel(xlabel)
+    ax.set_title(title)
+    return figure
+
+
+def draw_bytes(ax: Axes, rows: Sequence[tuple[str, str, float]], limit: float | None = None) -> None:
+    """The axes of `bytes_sent`; a dashed line at ``limit`` bytes, if there is one."""
+    counts = [count for *_, count in rows if count] + ([limit] if limit else [])
+    if not counts:
+        raise ValueError("rows must have bytes, got none")
+    low, high = 10 ** math.floor(math.log10(min(counts)) - 0.3), max(counts)
+    ax.set(xscale="log", xlim=(low, high * (high / low) ** 0.32))
+    for y, (_, key, count) in enumerate(rows):
+        color = SPREAD[key][0]
+        ax.barh(y, max(count - low, 0), left=low, height=0.66, color=color, alpha=0.45 if key == "dense" else 1.0)
+        text = bytes_text(count) if count else "none"
+        ax.annotate(
+            text, (max(count, low), y), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9,
+            path_effects=[withStroke(linewidth=3, foreground="white")], zorder=5,
+        )  # fmt: skip
+    if limit:
+        ax.axvline(limit, color=VERMILION, linewidth=1.2, linestyle=(0, (4, 2)))
+    powers = range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
+    step = 3 if len(powers) > 5 else 1
+    ticks = [10.0**p for p in powers if p % step == 0]
+    ax.set_xticks(ticks, [bytes_text(t) for t in ticks])
+    ax.xaxis.minorticks_off()
+    ax.set_yticks(range(len(rows)), [name for name, *_ in rows])
+    ax.tick_params(axis="y", length=0)
+    ax.set_ylim(len(rows) - 0.4, -0.6)

@@ -1,9 +1,11 @@
-"""What every test shares: thread limits, the options for marked tests, seeds, and MNIST.
+"""What every test shares: thread limits, the options for marked tests, seeds, MNIST, and a browser.
 
 pytest reads this file before any test module, so that the limits are set before NumPy and Numba are loaded.
 """
 
+import asyncio
 import functools
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -18,6 +20,7 @@ import hypothesis  # noqa: E402
 import matplotlib  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from browser.server import HOW_TO_INSTALL, find_chromium, jupyter_lab, no_browser  # noqa: E402
 
 from hashedmm.datasets import Dataset, load_mnist  # noqa: E402
 
@@ -35,7 +38,6 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests marked slow, too")
     parser.addoption("--perf", action="store_true", help="run the tests marked perf, too")
-    parser.addoption("--browser", action="store_true", help="run the tests marked browser, too")
 
 
 @functools.cache
@@ -49,7 +51,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip marked tests, each with its reason: pytest lists them at the end of the run."""
     if item.get_closest_marker("gpu") and not _gpu_available():
         pytest.skip("no CUDA GPU with CuPy here (`hashedmm doctor` says what is missing)")
-    for marker in ("slow", "perf", "browser"):
+    for marker in ("slow", "perf"):
         if item.get_closest_marker(marker) and not item.config.getoption(marker):
             pytest.skip(f"marked {marker}: run it with --{marker}")
 
@@ -76,3 +78,34 @@ def mnist() -> Dataset:
 def small_mnist(mnist: Dataset) -> Dataset:
     """The first 2,000 training and 1,000 test samples of MNIST. Do not write to its arrays."""
     return mnist.subset(2000, 1000)
+
+
+# Of a module, not of the session: while playwright runs, other tests of the process could not use asyncio.
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory):
+    """A headless Chromium with a new profile that finds no host but this one: a context of playwright."""
+    for module in ("playwright", "jupyterlab"):
+        if importlib.util.find_spec(module) is None:
+            no_browser(f"{module} is not installed: pip install {module}")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        program = find_chromium(playwright.chromium.executable_path)
+        if program is None:
+            no_browser(f"no Chromium here. {HOW_TO_INSTALL}")
+        rules = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+        profile = tmp_path_factory.mktemp("chromium")  # a profile keeps JupyterLab's code compiled: it opens sooner
+        context = playwright.chromium.launch_persistent_context(profile, executable_path=program, args=[rules])
+        yield context
+        context.close()
+    with pytest.raises(RuntimeError):
+        asyncio.get_running_loop()
+
+
+@pytest.fixture(scope="module")
+def lab(chromium, tmp_path_factory: pytest.TempPathFactory):
+    """JupyterLab over an empty folder, on a machine that has Chromium."""
+    with jupyter_lab(tmp_path_factory.mktemp("lab")) as server:
+        yield server

@@ -1,6 +1,11 @@
 """The figures: colours, texts, alternative texts, and the package's own source as notebooks show it."""
 
+import ast
+import html
+import json
+import re
 from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -47,16 +52,15 @@ def test_buckets_draws_a_single_bucket():
 def test_source_text_is_the_package_s_own(docstring):
     text = plots.source_text(reference.materialise, docstring=docstring)
     lines = text.splitlines()
-    assert lines[:2] == ["```python", "# hashedmm/reference.py"]
-    assert lines[2] == "def materialise(w: np.ndarray, spec: HashSpec) -> np.ndarray:"
-    assert lines[-1] == "```"
-    assert "    return sign.astype(w.dtype) * w[bucket]" in lines
+    assert lines[0] == "# hashedmm/reference.py"
+    assert lines[1] == "def materialise(w: np.ndarray, spec: HashSpec) -> np.ndarray:"
+    assert lines[-1] == "    return sign.astype(w.dtype) * w[bucket]"
     assert ("Parameters" in text) == docstring
 
 
 def test_source_text_of_methods_classes_and_compiled_functions():
     method = plots.source_text(HashSpec.indices)
-    assert method.splitlines()[2] == "def indices(self) -> tuple[np.ndarray, np.ndarray]:"
+    assert method.splitlines()[1] == "def indices(self) -> tuple[np.ndarray, np.ndarray]:"
     assert "Returns" not in method
     whole = plots.source_text(HashSpec)
     assert "class HashSpec:" in whole and '"""' not in whole
@@ -68,26 +72,17 @@ def test_source_text_refuses_what_has_no_source():
         plots.source_text(3)
 
 
-def test_source_shows_each_function_once(monkeypatch):
-    shown = []
-    monkeypatch.setattr("IPython.display.display", shown.append)
-    plots.source(reference.materialise, reference.matmul)
-    (markdown,) = shown
-    assert markdown.data.count("```python") == 2
-    assert markdown.data.index("def materialise") < markdown.data.index("def matmul(")
-
-
 def test_kernel_text_is_the_file_or_a_part_of_it():
     whole = (resources.files("hashedmm") / "kernels" / "sketch_sum_mma.cu").read_text()
-    assert plots.kernel_text("sketch_sum_mma") == f"```cuda\n// hashedmm/kernels/sketch_sum_mma.cu\n{whole}```"
+    assert plots.kernel_text("sketch_sum_mma") + "\n" == f"// hashedmm/kernels/sketch_sum_mma.cu\n{whole}"
     header = (resources.files("hashedmm") / "kernels" / "sketch.cuh").read_text()
     part = plots.kernel_text("sketch.cuh", "unsigned select(", "}").splitlines()
     first = next(i for i, line in enumerate(header.splitlines(), start=1) if "unsigned select(" in line)
-    assert part[1] == f"// hashedmm/kernels/sketch.cuh, lines {first} to {first + len(part) - 4}"
-    assert part[2].startswith("__device__") and part[3].startswith("    ") and part[-2:] == ["}", "```"]
-    assert plots.kernel_text("hash.cuh", last="#pragma once").splitlines()[-2] == "#pragma once"
+    assert part[0] == f"// hashedmm/kernels/sketch.cuh, lines {first} to {first + len(part) - 2}"
+    assert part[1].startswith("__device__") and part[2].startswith("    ") and part[-1] == "}"
+    assert plots.kernel_text("hash.cuh", last="#pragma once").splitlines()[-1] == "#pragma once"
     indented = plots.kernel_text("sketch_sum_mma", "int task = first_strip", "int group_end").splitlines()
-    assert indented[2].startswith("for (") and indented[3].startswith("    const int strip")
+    assert indented[1].startswith("for (") and indented[2].startswith("    const int strip")
 
 
 @pytest.mark.parametrize(
@@ -101,6 +96,79 @@ def test_kernel_text_is_the_file_or_a_part_of_it():
 def test_kernel_text_says_what_it_does_not_find(first, last, message):
     with pytest.raises(ValueError, match=message):
         plots.kernel_text("hash.cuh", first, last)
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What a notebook would be given to show."""
+    bundles = []
+    monkeypatch.setattr("IPython.display.display", lambda bundle, raw: bundles.append(bundle))
+    return bundles
+
+
+def words_of(block):
+    """The text of a block of HTML, as it is read."""
+    return html.unescape(re.sub(r"<[^>]*>", "", block))
+
+
+def test_source_shows_each_function_once(shown):
+    plots.source(reference.materialise, reference.matmul)
+    (bundle,) = shown
+    texts = [plots.source_text(f) for f in (reference.materialise, reference.matmul)]
+    blocks = re.findall("<pre .*?</pre>", bundle["text/html"], re.DOTALL)
+    assert [words_of(block).rstrip("\n") for block in blocks] == texts
+    assert bundle["text/plain"] == "\n\n".join(texts)
+    assert re.search(r"<span [^>]*bold[^>]*>def</span>", blocks[0])
+
+
+def test_kernel_source_is_shown_as_it_is(shown):
+    plots.kernel_source("warpgroup.cuh")
+    plots.kernel_source("sketch_sum_mma", "int task = first_strip", "int group_end")
+    texts = [
+        plots.kernel_text("warpgroup.cuh"),
+        plots.kernel_text("sketch_sum_mma", "int task = first_strip", "int group_end"),
+    ]
+    assert [bundle["text/plain"] for bundle in shown] == texts
+    assert [words_of(bundle["text/html"]).rstrip("\n") for bundle in shown] == texts
+    assert "&lt;" in shown[0]["text/html"] and ">const</span>" in shown[1]["text/html"]
+
+
+def luminance(color):
+    """Relative luminance of "#rrggbb" (WCAG 2.1)."""
+    parts = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
+
+
+def test_shown_source_is_readable_in_any_theme(shown):
+    plots.source(HashSpec, docstring=True)
+    plots.kernel_source("ptx.cuh")
+    for bundle in shown:
+        block = bundle["text/html"]
+        (background,) = re.findall(r"background: (#\w{6})", block)
+        inks = set(re.findall(r"[\" ]color: (#\w{6})", re.sub(r"<span [^>]*>\s*</span>", "", block)))
+        assert len(inks) > 3
+        for ink in inks:  # 4.5 to 1 is the contrast that WCAG asks of text
+            assert (luminance(background) + 0.05) / (luminance(ink) + 0.05) >= 4.5, ink
+
+
+def kernel_sources_of_notebooks():
+    """The arguments of every call of `plots.kernel_source` in the notebooks, each with its notebook."""
+    for file in sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb")):
+        for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]:
+            source = "".join(cell["source"])
+            if cell["cell_type"] == "code" and "plots.kernel_source" in source:
+                for node in ast.walk(ast.parse(source)):
+                    if isinstance(node, ast.Call) and ast.unparse(node.func) == "plots.kernel_source":
+                        yield file.stem, tuple(ast.literal_eval(argument) for argument in node.args)
+
+
+def test_shown_sources_fit_the_window():
+    """Lines of Python have 120 characters at most: ruff sees to that."""
+    calls = list(kernel_sources_of_notebooks())
+    assert len(calls) > 10
+    for notebook, call in calls:
+        for line in plots.kernel_text(*call).splitlines():
+            assert len(line) <= plots.SOURCE_COLUMNS, (notebook, call, line)
 
 
 def test_error_against_sums_draws_a_line_a_height_and_a_band():
@@ -475,3 +543,74 @@ def test_traded_finds_the_layers_whose_error_is_known():
     assert "elementwise: materialise" in texts_of(other)
     with pytest.raises(ValueError, match="at least one row"):
         plots.frontier({"nothing": []}, "none")
+
+
+# Larger than memory, and several ranks
+
+
+def test_a_timeline_has_a_bar_a_step_and_says_when_it_ends():
+    two = [("up", 0, 0.0, 2.0), ("product", 0, 2.0, 5.0), ("up", 1, 2.0, 4.0), ("product", 1, 5.0, 8.0)]
+    down = [("product", 0, 0.0, 1.0), ("down", 0, 1.0, 3.0)]
+    figure = plots.stream_timeline({"one way": two, "back": down}, "a stream")
+    first, second = figure.axes
+    bars = {(bar.get_x(), bar.get_width(), round(bar.get_y() + bar.get_height() / 2)) for bar in first.patches}
+    assert bars == {(0, 2, 0), (2, 3, 1), (2, 2, 0), (5, 3, 1)}
+    assert texts_of(first) == ["0", "0", "1", "1", "8 ms"] and "3 ms" in texts_of(second)
+    assert [t.get_text() for t in first.get_yticklabels()] == ["copy up", "product"]
+    assert [t.get_text() for t in second.get_yticklabels()] == ["product", "copy down"]
+    assert figure.get_figwidth() <= 8.4
+    with pytest.raises(ValueError, match="at least one event each"):
+        plots.stream_timeline({"nothing": []}, "none")
+
+
+def test_time_against_size_has_lines_points_and_where_memory_ends():
+    lines = {"hashed": ("stream", [2**14, 2**16], [0.01, 0.16]), "dense": ("dense", [2**14, 2**16], [0.04, 0.64])}
+    figure = plots.time_against_size(lines, [("stream", 2**15, 0.05, "measured")], {"the GPU is full": 40000}, "time")
+    (ax,) = figure.axes
+    drawn = {(line.get_color(), line.get_linestyle()): line for line in ax.lines}
+    assert list(drawn[plots.BLUE, "-"].get_ydata()) == [0.01, 0.16]
+    assert drawn[plots.BLACK, "--"].get_ydata()[1] == 0.64
+    points = [line for line in ax.lines if len(line.get_xdata()) == 1 and line.get_marker() == "D"]
+    assert [(p.get_xdata()[0], p.get_ydata()[0]) for p in points] == [(2**15, 0.05)]
+    assert drawn[plots.GREY, ":"].get_xdata()[0] == 40000
+    assert {"measured", "the GPU is full", "hashed", "dense"} <= {t.strip() for t in texts_of(ax)}
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["16k", "32k", "64k"]
+    with pytest.raises(ValueError, match="at least one"):
+        plots.time_against_size({}, [], {}, "none")
+
+
+def test_over_ranks_carries_lines_beyond_the_points():
+    figure = plots.over_ranks({"panels split": ("panels", [1, 2, 4], [4.0, 2.2, 1.3])}, [("panels", 2, 2.5)], "steps")
+    (ax,) = figure.axes
+    line, *_ = ax.lines
+    assert list(line.get_xdata()) == [1, 2, 4] and texts_of(ax) == ["panels split"]
+    (point,) = [p for p in ax.lines if p.get_markersize() == 9]
+    assert (point.get_xdata()[0], point.get_ydata()[0]) == (2, 2.5)
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["1", "2", "4"]
+    assert {"1 s", "2 s", "5 s"} == {t.get_text() for t in ax.get_yticklabels()}
+
+
+def test_bytes_are_bars_with_their_numbers():
+    (ax,) = plots.bytes_sent([("dense", "dense", 2e9), ("split", "data", 1.5e7), ("alone", "panels", 0)], "sent").axes
+    assert texts_of(ax) == ["2 GB", "15 MB", "none"]
+    low = ax.get_xlim()[0]
+    assert [low + bar.get_width() for bar in ax.patches] == [2e9, 1.5e7, low]
+    _, limited = plots.subplots()
+    plots.draw_bytes(limited, [("a", "data", 1e6)], 1e9)
+    assert [line.get_xdata()[0] for line in limited.lines] == [1e9]
+    with pytest.raises(ValueError, match="rows must have bytes"):
+        plots.bytes_sent([("a", "data", 0)], "none")
+
+
+@pytest.mark.parametrize(
+    "count, text",
+    [(0.5, "0.5 B"), (999, "999 B"), (1500, "1.5 kB"), (8.59e9, "8.59 GB"), (2.75e11, "275 GB"), (1.1e12, "1.1 TB"),
+     (4.4e15, "4,400 TB")],
+)  # fmt: skip
+def test_bytes_in_words(count, text):
+    assert plots.bytes_text(count) == text
+
+
+@pytest.mark.parametrize("seconds, text", [(2.5e-6, "2.5 us"), (0.0123, "12.3 ms"), (1, "1 s"), (5000, "5,000 s")])
+def test_seconds_in_words(seconds, text):
+    assert plots.seconds_text(seconds) == text

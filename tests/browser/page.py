@@ -27,7 +27,7 @@ READY = """() => {
     return panel?.content?.widgets?.length > 0 && panel.sessionContext.session?.kernel?.status === 'idle';
 }"""
 
-# Whether "Run All Cells" is over, and what came of it. A cell has an execution count once it has run.
+# What came of "Run All Cells", and whether it is over. A cell has an execution count once it has run.
 STATE = """() => {
     const panel = window.jupyterapp.shell.currentWidget;
     const cells = panel.content.widgets.map((cell, index) => ({model: cell.model, number: index + 1})).filter(
@@ -44,6 +44,13 @@ STATE = """() => {
     const over = dialog !== '' || lost || (status === 'idle' && (left.length === 0 || errors.length > 0));
     return {cells: cells.length, left, errors, status, dialog, lost, over};
 }"""
+
+# The same question, cheap to ask while a cell runs.
+OVER = f"""() => {{
+    const status = window.jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status;
+    const works = ['busy', 'starting'].includes(status) && !document.querySelector('.jp-Dialog-content');
+    return !works && ({STATE})().over;
+}}"""
 
 IMAGES_LOADED = """() => [...window.jupyterapp.shell.currentWidget.content.node.querySelectorAll('img')].every(
     (image) => image.complete)"""
@@ -75,7 +82,7 @@ def run_all_cells(page: Page, seconds: float) -> list[str]:
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     late = False
     try:
-        page.wait_for_function(f"() => ({STATE})().over", timeout=1000 * seconds, polling=100)
+        page.wait_for_function(OVER, timeout=1000 * seconds, polling=100)
     except TimeoutError:
         late = True
     state = page.evaluate(STATE)

@@ -17,7 +17,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
+import pytest
+
+REQUIRED = "HASHEDMM_REQUIRE_BROWSER"
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 HOW_TO_INSTALL = "To install it: `.venv/bin/playwright install chromium`, or on Debian `apt install chromium`"
 
@@ -39,12 +43,32 @@ OPTIONS = (
     "--LabApp.expose_app_in_browser=True",  # window.jupyterapp, to read the state of a notebook
 )
 
+# JupyterLab until its standard input ends: however this process ends, JupyterLab and its kernels end with it.
+PROGRAM = """
+import os, signal, sys, threading
+from jupyterlab.labapp import main
+
+def end_with_the_input():
+    sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+threading.Thread(target=end_with_the_input, daemon=True).start()
+sys.exit(main())
+"""
+
 
 def find_chromium(own: str) -> str | None:
     """The program to start: playwright's own Chromium, whose place is ``own``, if it is there, else one on the PATH."""
     if Path(own).exists():
         return own
     return next(filter(None, map(shutil.which, CHROMIUMS)), None)
+
+
+def no_browser(reason: str) -> NoReturn:
+    """Skip the test, or let it fail where a browser has to be there."""
+    if os.environ.get(REQUIRED) == "1":
+        pytest.fail(f"{reason}, and {REQUIRED}=1", pytrace=False)
+    pytest.skip(reason)
 
 
 def wait_until(ready: Callable[[], bool], what: str, seconds: float) -> None:
@@ -100,10 +124,10 @@ def jupyter_lab(folder: Path) -> Iterator[Server]:
         file.write_text(json.dumps(settings), encoding="utf-8")
 
     log = folder / "server.log"
-    command = [sys.executable, "-m", "jupyterlab", *OPTIONS, f"--ServerApp.root_dir={root}"]
+    command = [sys.executable, "-c", PROGRAM, *OPTIONS, f"--ServerApp.root_dir={root}"]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, cwd=root, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            command, cwd=root, env=environment, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT,
             start_new_session=True,
         )  # fmt: skip
     try:
@@ -115,6 +139,7 @@ def jupyter_lab(folder: Path) -> Iterator[Server]:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)  # kernels whose server is gone end by themselves
             process.wait()
+        process.stdin.close()
 
 
 def _answering(process: subprocess.Popen, folder: Path, root: Path, log: Path) -> Server:
