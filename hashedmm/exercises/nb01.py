@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from hashedmm.exercises.base import Case, Exercise, FunctionTest, relative
 
@@ -15,7 +16,8 @@ USED = Exercise(
     kind="function",
     spec="""
 `N` virtual weights each draw one of `K` buckets, all equally likely and independently. Write `used_share(N, K)`:
-the *expected* share of buckets that at least one weight uses. It is the `0.4326 / 0.5` of section 5.
+the *expected* share of buckets that at least one weight uses. Section 5 has counted it for one pattern:
+`0.4326 / 0.5`, which is 0.8652.
 
 Give the exact formula, not its limit for large `K`: it is tried with few buckets, too.
 """,
@@ -51,6 +53,13 @@ def used_share(N, K):
 )
 
 # ---- 01.2
+
+
+def _with_table(rows: int, cols: int, compression: float, bits: Callable[[int], int]) -> tuple[int, int, int]:
+    """What `_stored_bytes` gives, the table made with another number of bits an entry."""
+    dense, _, seed = _stored_bytes(rows, cols, compression)
+    buckets = (seed - 4) // 4
+    return dense, 4 * buckets + -(-rows * cols * bits(buckets) // 8), seed
 
 
 def _stored_bytes(rows: int, cols: int, compression: float) -> tuple[int, int, int]:
@@ -112,15 +121,14 @@ def layer_bytes(rows, cols, compression):
         oracle=_stored_bytes,
         names=("dense", "with a table", "with a seed"),
         mistakes=(
+            ("the sign needs a bit, too", lambda r, c, k: _with_table(r, c, k, lambda K: math.ceil(math.log2(K)))),
             (
-                "the sign needs a bit, too",
-                lambda r, c, k: (
-                    4 * r * c,
-                    _stored_bytes(r, c, k)[1]
-                    - (-(-r * c * (math.ceil(math.log2(max(1, round(r * c * k)))) + 1) // 8))
-                    + (-(-r * c * math.ceil(math.log2(max(1, round(r * c * k)))) // 8)),
-                    _stored_bytes(r, c, k)[2],
-                ),
+                "the table as a whole is rounded up to bytes, not each entry",
+                lambda r, c, k: _with_table(r, c, k, lambda K: 8 * -(-(math.ceil(math.log2(K)) + 1) // 8)),
+            ),
+            (
+                "the numbers of the buckets run from 0 to K - 1: where K is a power of two, log2 K bits hold them",
+                lambda r, c, k: _with_table(r, c, k, lambda K: K.bit_length() + 1),
             ),
             (
                 "the seed is 4 bytes, and stored",

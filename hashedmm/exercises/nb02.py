@@ -16,6 +16,15 @@ def _words(seed: int, *shape: int) -> np.ndarray:
 
 # ---- 02.1
 
+
+def _wide(h: np.ndarray) -> np.ndarray:
+    """fmix32 in 64 bits, where nothing is cut off."""
+    h = h.astype(np.uint64)
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+        h = (h ^ (h >> np.uint64(shift))) * np.uint64(factor)
+    return h
+
+
 FMIX32 = Exercise(
     id="02.1",
     title="fmix32 in NumPy",
@@ -26,7 +35,7 @@ Write `my_fmix32(h)` for an array of `uint32`, of any shape. It returns the five
 of `uint32`, and leaves `h` as it is. All bits count.
 """,
     sizes="(7,), (5, 3) and (1000,) words, `0`, `2**31` and `2**32 - 1` among them",
-    lines=6,
+    lines=4,
     answer="my_fmix32",
     stub="""
 def my_fmix32(h):
@@ -61,6 +70,7 @@ def my_fmix32(h):
             ("the last step, h ^= h >> 16, is missing", lambda h: _first_steps(h, 4)),
             ("the second multiplication and what follows is missing", lambda h: _first_steps(h, 3)),
             ("the middle shift is by 13, not 16", lambda h: _first_steps(h, 5, middle=16)),
+            ("the products were kept in 64 bits; a product of two uint32 is cut to 32", _wide),
         ),
     ),
 )
@@ -97,8 +107,9 @@ LOW_BIT = Exercise(
     after="## 3. Broken: a bad low bit",
     kind="fix",
     spec="""
-A colleague's hash passes the test of the loads, and the signs of every row alternate: `+ - + - ...`. Mend it, so
-that it is the kit's own default, bit for bit: `hash_fmix32(i, j, seed)`. Do it without calling `hash_fmix32`.
+A colleague's hash spreads the loads well, but the signs of every row alternate: `+ - + - ...`. Mend it, so that it
+is the kit's own default, bit for bit: `hash_fmix32(i, j, seed)`. Do it without calling `hash_fmix32`. `i` has the
+shape (rows, 1), `j` the shape (1, cols), so that the words have the shape (rows, cols).
 """,
     sizes="5 x 7, 48 x 33 and 1 x 300 blocks, three seeds",
     lines=1,
@@ -108,7 +119,7 @@ from hashedmm.hashing import row_key
 
 
 def my_hash(i, j, seed):
-    \"\"\"Words of the blocks (i, j): i a column, j a row of uint32.\"\"\"
+    \"\"\"Words of the blocks (i, j), all arrays of uint32.\"\"\"
     return row_key(i, seed) ^ (j * np.uint32(0x9E3779B1))
 """,
     solution="""
@@ -116,7 +127,7 @@ from hashedmm.hashing import fmix32, row_key
 
 
 def my_hash(i, j, seed):
-    \"\"\"Words of the blocks (i, j): i a column, j a row of uint32.\"\"\"
+    \"\"\"Words of the blocks (i, j), all arrays of uint32.\"\"\"
     return fmix32(row_key(i, seed) ^ (j * np.uint32(0x9E3779B1)))
 """,
     hints=(
@@ -136,6 +147,10 @@ def my_hash(i, j, seed):
             (
                 "the row key alone was mixed once more: the low bit of j still goes straight into the sign",
                 lambda i, j, s: fmix32(row_key(i, s)) ^ (j * np.uint32(0x9E3779B1)),
+            ),
+            (
+                "the column alone was mixed: mix the word that row and column make together",
+                lambda i, j, s: row_key(i, s) ^ fmix32(j * np.uint32(0x9E3779B1)),
             ),
         ),
     ),
@@ -202,9 +217,8 @@ REMAINDER = Exercise(
     kind="function",
     spec="""
 All $2^\\text{bits}$ words are equally likely. `t = h % T` gives some candidates one word more than others. Write
-`remainder_bias(bits, T)`. It returns a tuple of three whole numbers: the words of the *most* favoured candidate,
-the words of the *least* favoured one, and the relative bias in units of words, *most* minus *least*. `bits` goes up
-to 32, so do not list the words.
+`remainder_bias(bits, T)`. It returns a tuple of three whole numbers: how many words the *most* favoured candidate
+gets, how many the *least* favoured one gets, and their difference. `bits` goes up to 32, so do not list the words.
 """,
     sizes="8 bits and T = 96, up to 32 bits and T = 3 x 10^9",
     lines=2,

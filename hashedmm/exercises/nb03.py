@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from hashedmm.exercises.base import Case, Exercise, FunctionTest, relative
-from hashedmm.hashing import HashSpec
+from hashedmm.hashing import HashSpec, hash_fmix32
 
 # ---- 03.1
 
@@ -19,21 +19,18 @@ def _strip_cases() -> Iterator[Case]:
             yield Case(f"({i}, {j}) of {rows} x {cols}, height {height}", (i, j, height, spec.n_buckets, seed))
 
 
-def _strip_place(i: int, j: int, height: int, buckets: int, seed: int) -> tuple[int, int]:
-    # Rows and columns just large enough: bucket and sign depend on (i, j) and on the number of buckets.
-    from hashedmm.hashing import hash_fmix32
+def _place(block_row: int, j: int, place: int, height: int, T: int, seed: int) -> tuple[int, int]:
+    """(bucket, sign) of the weight at ``place`` in its window, which one of T is chosen by the hash of the block."""
+    h = int(hash_fmix32(block_row, j, seed)[0])
+    return (h * T >> 32) * height + place, -1 if h & 1 else 1
 
-    h = int(np.asarray(hash_fmix32(np.uint32(i // height), np.uint32(j), seed)).ravel()[0])
-    T = (buckets - height) // height + 1
-    return (h * T >> 32) * height + i % height, -1 if h & 1 else 1
+
+def _strip_place(i: int, j: int, height: int, buckets: int, seed: int) -> tuple[int, int]:
+    return _place(i // height, j, i % height, height, buckets // height, seed)
 
 
 def _place_of_row(i: int, j: int, height: int, buckets: int, seed: int) -> tuple[int, int]:
-    from hashedmm.hashing import hash_fmix32
-
-    h = int(np.asarray(hash_fmix32(np.uint32(i), np.uint32(j), seed)).ravel()[0])
-    T = (buckets - height) // height + 1
-    return (h * T >> 32) * height + i % height, -1 if h & 1 else 1
+    return _place(i, j, i % height, height, buckets // height, seed)
 
 
 PLACE = Exercise(
@@ -42,9 +39,9 @@ PLACE = Exercise(
     after="## 1. The spec fixes the matrix",
     kind="function",
     spec="""
-A matrix of strips: blocks of `height` x 1 weights, no stride, one panel with `buckets` buckets. Write `my_place(i,
-j, height, buckets, seed)`: the bucket and the sign (+1 or -1) of weight $(i, j)$, as a tuple of Python integers,
-with the five steps of section 1. `fmix32` takes and returns Python integers.
+A matrix of strips: blocks of `height` x 1 weights, no stride, one panel with `buckets` buckets. Write the
+function `my_place` of the stub: the bucket and the sign (+1 or -1) of weight $(i, j)$, as a tuple of Python
+integers, with the five steps of section 1. `fmix32` takes and returns Python integers.
 """,
     sizes="40 x 30 in strips of 16, 33 x 7 in strips of 8, 6 x 50 in strips of 3",
     lines=4,
@@ -90,6 +87,22 @@ def my_place(i, j, height, buckets, seed):
             (
                 "the place inside the window, `i % height`, is missing",
                 lambda i, j, h, b, s: (_strip_place(i, j, h, b, s)[0] - i % h, _strip_place(i, j, h, b, s)[1]),
+            ),
+            (
+                "this T lets windows begin at every bucket; without a stride they lie end to end, `height` apart",
+                lambda i, j, h, b, s: _place(i // h, j, i % h, h, b - h + 1, s),
+            ),
+            (
+                "this has one candidate too few: the last window counts, too",
+                lambda i, j, h, b, s: _place(i // h, j, i % h, h, b // h - 1, s),
+            ),
+            (
+                "the row of the block, `i // height`, was added; the place inside the window is what is left of `i`",
+                lambda i, j, h, b, s: _place(i // h, j, i // h, h, b // h, s),
+            ),
+            (
+                "`i % height` was hashed; the row of the block is `i // height`",
+                lambda i, j, h, b, s: _place(i % h, j, i % h, h, b // h, s),
             ),
             (
                 "the sign is the wrong way round: an odd hash is -1",

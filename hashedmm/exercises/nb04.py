@@ -39,7 +39,8 @@ LEAKY = Exercise(
     kind="kernel",
     spec="""
 Complete the kernel: `y[i] = x[i]` where `x[i]` is positive, else `slope * x[i]`, for `i` from 0 to `n - 1`. It is
-launched with blocks of 64 threads, and a grid that is rounded up.
+launched with blocks of 64 threads, and a grid that is rounded up. Once it is right, the check also says how much
+memory it asks for, in *sectors*, pieces of 32 bytes: [notebook 06](06_memory_access.ipynb) explains them.
 """,
     sizes="n = 1, 63, 64, 65 and 1000",
     lines=2,
@@ -74,6 +75,10 @@ def _scale_launches() -> Iterator[Launch]:
     for rows, cols in ((1, 1), (4, 16), (7, 33), (17, 5), (9, 9)):
         x, c = normal(rng, rows, cols), normal(rng, cols)
         by_rows = x * np.resize(c, rows)[:, None]
+        turned, last_index = nan(rows, cols), nan(rows, cols)
+        reached = np.s_[: 16 * -(-cols // 16), : 4 * -(-rows // 4)]  # where i < columns of threads, j < rows of them
+        turned[reached] = (x * c)[reached]
+        last_index[0] = x[0] * c
         yield Launch(
             f"{rows} x {cols}",
             (-(-cols // 16), -(-rows // 4)),
@@ -81,7 +86,11 @@ def _scale_launches() -> Iterator[Launch]:
             (x, c, nan(rows, cols), np.int32(rows), np.int32(cols)),
             {2: x * c},
             {2: 1e-6},
-            mistakes=(("this is `c[i]`, one factor a row; it is one a column", {2: by_rows}),),
+            mistakes=(
+                ("this is `c[i]`, one factor a row; it is one a column", {2: by_rows}),
+                ("`i` and `j` are swapped: x is the column, so `j` comes from `blockIdx.x`", {2: turned}),
+                ("C has no `y[i, j]`: it reads that as `y[j]`. Write `y[i * cols + j]`", {2: last_index}),
+            ),
         )
 
 
@@ -91,8 +100,9 @@ SCALE = Exercise(
     after="## 4. Two dimensions",
     kind="kernel",
     spec="""
-Complete the kernel: `y[i, j] = x[i, j] * c[j]`, in NumPy `x * c`. Both matrices are in C order. It is launched with
-blocks of `(16, 4)`, 16 columns and 4 rows, and a grid that is rounded up in both directions.
+Complete the kernel: element $(i, j)$ of `y` is that of `x` times `c[j]`, in NumPy `y = x * c`. `x` and `y` are
+matrices in C order. It is launched with blocks of `(16, 4)`, 16 columns and 4 rows, and a grid that is rounded up in
+both directions.
 """,
     sizes="1 x 1, 4 x 16, 7 x 33, 17 x 5 and 9 x 9",
     lines=3,
@@ -117,7 +127,8 @@ extern "C" __global__ void scale(
 ''',
     hints=(
         "x is the column: `j` comes from `blockIdx.x`, `i` from `blockIdx.y`.",
-        "Half a guard is not enough: section 4 shows what a thread with `j >= cols` writes.",
+        "Half a guard is not enough: section 4 shows what a thread with `j >= cols` writes. And an element of a matrix "
+        "is `x[i * cols + j]`; `x[i, j]` is Python.",
     ),
     test=KernelTest("scale", _scale_launches),
 )
@@ -144,6 +155,9 @@ def _launch_args(args: Any, x: np.ndarray, out: np.ndarray) -> np.ndarray:
     if args[0] is None or not isinstance(args[0], np.ndarray) or not isinstance(args[3], np.ndarray):
         raise TypeError("the arguments 0 and 3 are arrays: x and out")
     array, result = args[0], args[3]
+    if args[0].shape != x.shape or args[0].strides != x.strides:
+        raise TypeError(f"argument 0 is not `x` as it came, but has the shape {args[0].shape} and the strides "
+                        f"{args[0].strides}, not {x.shape} and {x.strides}: pass `x`, not a copy")  # fmt: skip
     if result.dtype != np.float32 or result.shape != out.shape:
         raise TypeError("argument 3 is the array `out` that the function got, or one like it")
     if gpu_available():
@@ -171,7 +185,8 @@ STRIDES = Exercise(
 `out`, rows and columns. It has two mistakes. It is right for some matrices only, and it passes Python numbers. Mend
 both, without copying `x`. The kernel's parameters:
 
-    const float* x, const long long down, const long long across, float* out, const int rows, const int cols
+    const float* x, const long long down, const long long across,
+    float* out, const int rows, const int cols
 """,
     sizes="a 5 x 7 matrix, its transpose, the same in F order, and 40 x 3",
     lines=3,

@@ -71,9 +71,14 @@ prediction = {
         _sector_truth,
         {
             "x[31 - t]": ((32, "The order of the lanes does not matter: which floats are asked for?"),),
+            "x[2 * t + 1]": ((4, "Every second float: 32 of them span 64."),),
+            "x[5 * t % 32]": ((32, "The order of the lanes does not matter: which floats are asked for?"),),
             "x[3 + t]": ((4, "Floats 3 to 34 begin inside a sector and end inside another."),),
             "x[t / 2]": ((4, "Two lanes share a float: only floats 0 to 15 are asked for."),),
-            "x[12 * t]": ((48, "No request of 32 floats touches more than 32 sectors."),),
+            "x[12 * t]": (
+                (48, "No request of 32 floats touches more than 32 sectors."),
+                (16, "12 floats are 48 bytes: can two lanes share a sector?"),
+            ),
         },
     ),
 )
@@ -91,6 +96,10 @@ def _crop_launches() -> Iterator[Launch]:
         yield Launch(
             f"{h} x {w} out of {rows} x {cols}", (-(-h * w // 64),), (64,), (x, nan(h, w), *numbers),
             {1: x[top : top + h, left : left + w]}, demands=demands,
+            mistakes=(
+                ("the rows of `x` have `cols` numbers, not `w`", {1: np.resize(x.ravel()[top * w + left :], (h, w))}),
+                ("`top` counts rows and `left` counts columns", {1: x[left : left + h, top : top + w]}),
+            ) if h < w < 32 else (),
         )  # fmt: skip
 
 
@@ -101,8 +110,8 @@ CROP = Exercise(
     kind="kernel",
     spec="""
 Copy a window out of an image: `y[i][j] = x[top + i][left + j]` for `h` rows and `w` columns. Both are in C order;
-rows of `x` have `cols` numbers. The grid is one-dimensional, a thread an element. Which thread takes which element
-is yours to choose: loads *and* stores may touch at most 6 sectors a request.
+rows of `x` have `cols` numbers, rows of `y` have `w`. The grid is one-dimensional, a thread an element. Which thread
+takes which element is yours to choose: loads *and* stores may touch at most 6 sectors a request.
 """,
     sizes="5 x 7 out of 9 x 11, 1 x 32 out of 1 x 40, 64 x 40 out of 70 x 64; blocks of 64 threads",
     lines=4,
@@ -110,7 +119,8 @@ is yours to choose: loads *and* stores may touch at most 6 sectors a request.
     stub='''
 CROP = r"""
 extern "C" __global__ void crop(
-    const float* x, float* y, const int cols, const int top, const int left, const int h, const int w) {
+    const float* x, float* y, const int cols, const int top, const int left,
+    const int h, const int w) {
     const int t = blockIdx.x * blockDim.x + threadIdx.x;
     // TODO: guard; row i and column j of this thread; copy
 }
@@ -119,7 +129,8 @@ extern "C" __global__ void crop(
     solution='''
 CROP = r"""
 extern "C" __global__ void crop(
-    const float* x, float* y, const int cols, const int top, const int left, const int h, const int w) {
+    const float* x, float* y, const int cols, const int top, const int left,
+    const int h, const int w) {
     const int t = blockIdx.x * blockDim.x + threadIdx.x;
     if (t >= h * w) return;
     const int i = t / w, j = t % w;
@@ -129,8 +140,8 @@ extern "C" __global__ void crop(
 ''',
     hints=(
         "Of two neighbouring threads, the second should take the next column of the same row.",
-        "`t / w` and `t % w` are row and column of element number `t`. `t % h` and `t / h` would be right, "
-        "too, and slow.",
+        "Element number `t` of `y` is in row `t / w`, column `t % w`. (Row `t % h` and column `t / h` would be right, "
+        "too, and slow.)",
     ),
     test=KernelTest("crop", _crop_launches),
 )
@@ -190,9 +201,9 @@ COALESCED = Exercise(
     after="## 4. The hashed product: two lines",
     kind="fix",
     spec="""
-Your kernel of notebook 05. It is right, and it asks for 31 sectors of `w_k` a request and 32 of `y_mn`. Without
-looking at the package's file: change it so that a warp asks for 1 sector of `w_k` and at most 4 of `x_dn` and of
-`y_mn`, where n is 64.
+Your kernel of notebook 05. It is right, and in the example of section 4 it asks for 31 sectors of `w_k` a request and
+32 of `y_mn`. Change it so that a warp asks for 1 sector of `w_k` and at most 4 of `x_dn` and of `y_mn`, where
+n is 64. Do not scroll back to the two lines: work them out from what each lane has to load.
 """,
     sizes="as in 05.2, and 24 x 20 with n = 64",
     lines=2,
@@ -214,9 +225,14 @@ def _planes_launches() -> Iterator[Launch]:
     for n in (1, 11, 64, 333):
         rgb = normal(rng, n, 3)
         fix = "let neighbouring threads load neighbouring numbers of rgb; the store is then three short runs"
-        demands = (Demand("sectors", 4.2, fix, 0), Demand("sectors", 8, fix, 1, "store")) if n > 300 else ()
+        demands = (Demand("sectors", 4, fix, 0), Demand("sectors", 8, fix, 1, "store")) if n > 300 else ()
         yield Launch(
-            f"{n} pixels", (-(-3 * n // 96),), (96,), (rgb, nan(3, n), np.int32(n)), {1: rgb.T}, demands=demands
+            f"{n} pixels" if n > 1 else "1 pixel",
+            (-(-3 * n // 96),),
+            (96,),
+            (rgb, nan(3, n), np.int32(n)),
+            {1: rgb.T},
+            demands=demands,
         )
 
 

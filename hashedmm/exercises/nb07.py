@@ -146,8 +146,8 @@ TILES = Exercise(
     spec="""
 The dense product `y = a x`: `a` is (rows, cols), `x` is (cols, n), `y` is (rows, n), all in C order. A block of 16
 x 16 threads computes a 16 x 16 tile of `y`. Fetch tiles of `a` and `x` into shared memory, so that every number of
-`a` is read only once for each column of tiles, and every number of `x` once for each row of tiles. No size is a
-multiple of 16.
+`a` is read only once for each column of tiles, and every number of `x` once for each row of tiles. The sizes
+need not be multiples of 16.
 """,
     sizes="1 x 1, 17 x 5, 16 x 32 and 33 x 40, with 1 to 35 columns",
     lines=10,
@@ -222,15 +222,18 @@ def _transpose_launches() -> Iterator[Launch]:
 
 _TRANSPOSE = '''
 TRANSPOSED = r"""
-extern "C" __global__ void transposed(const float* a, float* b, const int rows, const int cols) {{
+extern "C" __global__ void transposed(
+    const float* a, float* b, const int rows, const int cols) {{
     __shared__ float tile[32][{width}];
     const int tx = threadIdx.x, column = blockIdx.x * 32, row = blockIdx.y * 32;
     for (int ty = threadIdx.y; ty < 32; ty += 8) {{
-        if (row + ty < rows && column + tx < cols) tile[ty][tx] = a[(row + ty) * cols + column + tx];
+        const bool inside = row + ty < rows && column + tx < cols;
+        if (inside) tile[ty][tx] = a[(row + ty) * cols + column + tx];
     }}
     __syncthreads();
     for (int ty = threadIdx.y; ty < 32; ty += 8) {{
-        if (column + ty < cols && row + tx < rows) b[(column + ty) * rows + row + tx] = tile[tx][ty];
+        const bool inside = column + ty < cols && row + tx < rows;
+        if (inside) b[(column + ty) * rows + row + tx] = tile[tx][ty];
     }}
 }}
 """

@@ -80,9 +80,9 @@ RATE = Exercise(
     spec="""
 A hashed product took `ms` milliseconds. Write `gb_a_second(rows, cols, n, compression, itemsize, ms)`: the rate in
 GB/s (a GB is $10^9$ bytes) at which it must at least have moved its *compulsory* bytes: buckets, `x` and `y`, each
-once. There are rows times cols times compression buckets, rounded.
+once. There are rows times cols times compression buckets, rounded to a whole number.
 """,
-    sizes="four layers, float16 and float32, compression 1 among them",
+    sizes="five layers, float16 and float32, a tiny one and one of compression 1 among them",
     lines=3,
     answer="gb_a_second",
     stub="""
@@ -105,6 +105,7 @@ def gb_a_second(rows, cols, n, compression, itemsize, ms):
                 (1000, 784, 100, 1 / 8, 4, 0.2),
                 (8192, 4096, 512, 1 / 64, 2, 0.9),
                 (300, 500, 7, 1.0, 4, 1.5),
+                (5, 7, 1, 1 / 8, 4, 0.001),
             )
         ],
         oracle=_rate,
@@ -116,6 +117,14 @@ def gb_a_second(rows, cols, n, compression, itemsize, ms):
                 lambda r, c, n, k, b, ms: b * (r * c + (r + c) * n) / (ms * 1e6),
             ),
             ("`x` and `y` are moved, too", lambda r, c, n, k, b, ms: b * round(r * c * k) / (ms * 1e6)),
+            ("`x` is moved, too", lambda r, c, n, k, b, ms: b * (round(r * c * k) + r * n) / (ms * 1e6)),
+            ("`y` is moved, too", lambda r, c, n, k, b, ms: b * (round(r * c * k) + c * n) / (ms * 1e6)),
+            (
+                "the number of buckets is a whole number: round it",
+                lambda r, c, n, k, b, ms: b * (r * c * k + (r + c) * n) / (ms * 1e6),
+            ),
+            ("this is in bytes a millisecond; GB a second are asked for", lambda *a: _rate(*a) * 1e6),
+            ("this is in bytes a second; GB a second are asked for", lambda *a: _rate(*a) * 1e9),
             ("a number is `itemsize` bytes", lambda r, c, n, k, b, ms: _rate(r, c, n, k, 4, ms)),
             ("1 GB is 10^9 bytes here, not 2^30", lambda *a: _rate(*a) * 1e9 / 2**30),
         ),
@@ -180,6 +189,7 @@ def summary(times):
             ),
             ("this is the minimum: it hides the spread", lambda t: (float(t[1:].min()), *_summary(t)[1:])),
             ("the largest time was left out, not the first", lambda t: _summary(np.sort(t)[::-1])),
+            ("the order is median, 20th, 80th percentile", lambda t: tuple(_summary(t)[k] for k in (1, 0, 2))),
         ),
     ),
 )
@@ -190,19 +200,21 @@ def summary(times):
 def _agreements() -> list[Case]:
     rng = np.random.default_rng(4)
     y = rng.standard_normal((4, 3))
+    y[0, 2] = 0  # a check that takes NaN for 0 has to fail, too
     bound = np.full((4, 3), 1e-6)
 
-    def with_one(value: float) -> np.ndarray:
+    def with_one(value: float, at: tuple[int, int] = (2, 1)) -> np.ndarray:
         out = y.copy()
-        out[2, 1] = value
+        out[at] = value
         return out
 
     return [
         Case("equal", (y.copy(), y, bound)),
+        Case("equal, and a bound of 0", (y.copy(), y, 0 * bound)),
         Case("within the bound", (y + 5e-7, y, bound)),
         Case("one too large", (with_one(y[2, 1] + 2e-6), y, bound)),
         Case("one too small", (with_one(y[2, 1] - 2e-6), y, bound)),
-        Case("one NaN", (with_one(np.nan), y, bound)),
+        Case("one NaN", (with_one(np.nan, (0, 2)), y, bound)),
         Case("one infinite", (with_one(np.inf), y, bound)),
         Case("all NaN", (np.full((4, 3), np.nan), y, bound)),
     ]
@@ -214,10 +226,10 @@ AGREES = Exercise(
     after="## 4. Lie 3: fast and wrong",
     kind="fix",
     spec="""
-`agrees(got, expected, bound)` shall be true if every element of `got` is within `bound` of what is expected, and
-false otherwise. It calls a kernel right that has written nothing. Mend it.
+`agrees(got, expected, bound)` shall be true if every element of `got` is at most `bound` (an array, too) away from
+what is expected, and false otherwise. It calls a kernel right that has written nothing: all NaN. Mend it.
 """,
-    sizes="4 x 3, with elements too large, too small, NaN and infinite",
+    sizes="4 x 3, equal to the last bit, and with elements too large, too small, NaN and infinite",
     lines=1,
     answer="agrees",
     stub="""

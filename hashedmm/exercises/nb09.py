@@ -19,8 +19,8 @@ BREAK_EVEN = Exercise(
     after="## 1. Two old answers, in NumPy",
     kind="function",
     spec="""
-Materialising takes `M` ms, a product with the stored matrix `P` ms, a direct product `D` ms. Write `first_use(M, P,
-D)`: the *smallest whole number of products* from which on materialising once is strictly faster in all. Return
+Write `first_use(M, P, D)`. Materialising takes `M` ms, a product with the stored matrix `P` ms, a direct product `D`
+ms. Return the *smallest whole number of products* from which on materialising once is strictly faster in all, or
 `np.inf` if it never is.
 """,
     sizes="six triples of times, equal ones and `D < P` among them",
@@ -38,8 +38,7 @@ def first_use(M, P, D):
     hints=(
         "After `k` products the totals are `M + k * P` and `k * D`. For which `k` is the first smaller?",
         "`k` must be *larger* than $M / (D - P)$: the next whole number after it, also where the quotient is "
-        "whole. And if `D` is "
-        "not larger than `P`, no `k` does.",
+        "whole. And if `D` is not larger than `P`, no `k` will do.",
     ),
     test=FunctionTest(
         cases=lambda: [
@@ -120,6 +119,8 @@ prediction = {
                 ("materialise", "A product with the stored matrix alone takes longer than the direct one."),
             ),
             "M = 8, P = 1, D = 12, one product": (("direct", "Making the matrix and one product take 9 ms."),),
+            "M = 8, P = 1, D = 5, one product": (("materialise", "Making the matrix alone takes 8 ms."),),
+            "M = 8, P = 1, D = 5, ten products": (("direct", "After the first, a product takes 1 ms, not 5."),),
         },
     ),
 )

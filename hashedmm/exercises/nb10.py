@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from hashedmm import kernels, reference
-from hashedmm.exercises.base import UNIT, Case, Exercise, FunctionTest, KernelTest, Launch, nan, normal
+from hashedmm.exercises.base import UNIT, Case, Demand, Exercise, FunctionTest, KernelTest, Launch, nan, normal
 from hashedmm.hashing import HashSpec
 
 # ---- 10.1
@@ -26,6 +26,17 @@ def slice_of(r: int, c: int, rows: int, cols: int, height: int, width: int, comp
     base = r * ((across - 1) * owned(height, width) + owned(height, widths[-1]))
     base += c * owned(h, width)
     return base, base + owned(h, widths[c])
+
+
+def _slice_by_remainder(r: int, c: int, rows: int, cols: int, h: int, w: int, k: float) -> tuple[int, int]:
+    """A last panel that is as wide as the remainder: 0 columns where there is none."""
+
+    def owned(h: int, w: int) -> int:
+        return max(1, round(h * w * k))
+
+    across, high = -(-cols // w), min(h, rows - r * h)
+    base = r * ((across - 1) * owned(h, w) + owned(h, cols % w)) + c * owned(high, w)
+    return base, base + owned(high, min(w, cols - c * w))
 
 
 def _slice_without_edges(r: int, c: int, rows: int, cols: int, h: int, w: int, k: float) -> tuple[int, int]:
@@ -48,7 +59,7 @@ row.
 No loop over panels: it is tried with eight million of them.
 """,
     sizes="40 x 60 in panels of 16 x 32, 64 x 96 in 16 x 32, 5 x 7 in 2 x 3, and a million by a million",
-    lines=5,
+    lines=6,
     answer="my_slice",
     stub="""
 def my_slice(r, c, rows, cols, height, width, compression):
@@ -68,7 +79,8 @@ def my_slice(r, c, rows, cols, height, width, compression):
     def buckets(h, w):
         return max(1, round(h * w * compression))
 
-    row_of_panels = (across - 1) * buckets(height, width) + buckets(height, cols - (across - 1) * width)
+    last = cols - (across - 1) * width  # inputs of the last panel in a row
+    row_of_panels = (across - 1) * buckets(height, width) + buckets(height, last)
     h = min(height, rows - r * height)  # of this panel
     w = min(width, cols - c * width)
     base = r * row_of_panels + c * buckets(h, width)
@@ -95,6 +107,7 @@ def my_slice(r, c, rows, cols, height, width, compression):
         names=("start", "stop"),
         mistakes=(
             ("the panels at the edges are smaller, and own fewer buckets", _slice_without_edges),
+            ("where panels fill a row exactly, the last one is whole, not 0 wide", _slice_by_remainder),
             (
                 "the panels are numbered column by column here",
                 lambda r, c, rows, cols, h, w, k: tuple(
@@ -116,11 +129,18 @@ def _panel_launches() -> Iterator[Launch]:
         W = reference.materialise(w.astype(np.float64), spec)
         bound = (spec.cols + 2) * UNIT * (abs(W) @ abs(x))
         largest = max(stop - start for start, stop in spec.panel_slices())
+        bucket, sign = spec.indices()
+        across = math.ceil(spec.cols / panel[1])
+        owner = np.add.outer(np.arange(spec.rows) // panel[0] * across, np.arange(spec.cols) // panel[1])
+        begins = np.array([start for start, _ in spec.panel_slices()])[owner]
+        first = (sign * w[bucket - begins]) @ x.astype(np.float64)  # from the slice of panel 0
         yield Launch(
             f"{shape[0]} x {shape[1]} in panels of {panel[0]} x {panel[1]}, n = {n}",
             (math.ceil(spec.rows / panel[0]), n), (panel[0],),
             (kernels.layout(spec), w, x, nan(spec.rows, n), np.int32(n)), {3: W @ x}, {3: bound},
             shared_mem=4 * largest,
+            mistakes=(("every panel has a slice of its own, from `panel.base` on", {3: first}),),
+            demands=(Demand("sectors", 4.5, "neighbouring threads should copy neighbouring buckets", 1),),
         )  # fmt: skip
 
 
@@ -166,14 +186,15 @@ Then they may gather. Add the copy, and the barriers that it needs.
         load="        // TODO: copy the slice", after="        // TODO: is anything needed before the next panel?\n"
     ),
     solution=_PANEL.format(
-        load="        for (int k = threadIdx.x; k < panel.buckets; k += blockDim.x) slice[k] = w_k[panel.base + k];\n"
+        load="        for (int k = threadIdx.x; k < panel.buckets; k += blockDim.x) {\n"
+        "            slice[k] = w_k[panel.base + k];\n"
+        "        }\n"
         "        __syncthreads();  // the slice is complete\n",
         after="        __syncthreads();  // nobody reads the slice any more\n",
     ),
     hints=(
         "A panel owns more buckets than the block has threads. So each thread copies bucket `threadIdx.x`, "
-        "then the one `blockDim.x` further, "
-        "and so on.",
+        "then the one `blockDim.x` further, and so on.",
         "One barrier after the copy, and one after the gathering: a fast warp must not overwrite what a slow "
         "one still reads.",
     ),
@@ -196,12 +217,12 @@ WIDEST = Exercise(
     after="## 7. How large a panel fits?",
     kind="function",
     spec="""
-A panel's slice shall fit in `budget` bytes of shared memory. Panels are `height` rows high, `height * width` times
-compression buckets are rounded by Python's `round`, and a bucket has `itemsize` bytes. Write `widest_panel(height,
-compression, itemsize, budget)`: the largest `width` that fits, exactly. (At least one column does in all cases that
-are tried.)
+Write `widest_panel(height, compression, itemsize, budget)`: how wide a panel of `height` rows may be, if its slice
+shall fit in `budget` bytes of shared memory. It owns `height * width` times `compression` buckets, rounded by
+Python's `round`, and a bucket has `itemsize` bytes. Return the largest `width` that fits, exactly. (At least one
+column does in all cases that are tried.)
 """,
-    sizes="heights 1 to 256, compression 1/3 to 1/64, 48, 99 and 227 KiB",
+    sizes="heights 1 to 256, compression 1/3 to 1/64, 40 bytes to 227 KiB",
     lines=4,
     answer="widest_panel",
     stub="""
@@ -210,15 +231,15 @@ def widest_panel(height, compression, itemsize, budget): ...
     solution="""
 def widest_panel(height, compression, itemsize, budget):
     most = budget // itemsize  # buckets
-    width = int(most / (height * compression)) + 1  # a little too wide, or just right
+    width = int((most + 0.5) / (height * compression)) + 1  # a little too wide, or just right
     while round(height * width * compression) > most:
         width -= 1
     return width
 """,
     hints=(
         "First the buckets: `budget // itemsize`. About how wide is a panel that owns so many?",
-        "Rounding may let a panel fit that is a little wider than the quotient says. Start one wider, and go "
-        "down while it does not fit.",
+        "Rounding lets up to half a bucket more pass: start one wider than `(buckets + 0.5) / (height * "
+        "compression)`, and go down while it does not fit.",
     ),
     test=FunctionTest(
         cases=lambda: [
@@ -227,6 +248,7 @@ def widest_panel(height, compression, itemsize, budget):
                 (128, 1 / 8, 4, 48 * 1024),
                 (128, 1 / 64, 2, 99 * 1024),
                 (1, 1 / 3, 4, 40),
+                (1, 1 / 64, 4, 40),
                 (3, 1 / 7, 4, 100),
                 (256, 1 / 8, 4, 227 * 1024),
                 (2, 1 / 5, 2, 61),
@@ -238,6 +260,10 @@ def widest_panel(height, compression, itemsize, budget):
             (
                 "the number of buckets is rounded to the nearest: a slightly wider panel still fits",
                 lambda h, k, b, m: int(m // b / (h * k)),
+            ),
+            (
+                "rounding lets half a bucket more pass, and here that is more than one column",
+                lambda h, k, b, m: int(m // b / (h * k)) + 1,
             ),
             ("this is the number of buckets that fit", lambda h, k, b, m: m // b),
         ),

@@ -25,6 +25,15 @@ def _window_product(
     return C @ z
 
 
+def _lost_updates(
+    w: np.ndarray, t: np.ndarray, sign: np.ndarray, x: np.ndarray, height: int, stride: int
+) -> np.ndarray:
+    C = _windows(w, height, stride)
+    z = np.zeros((C.shape[1], x.shape[1]))
+    z[t] += sign[:, None] * x
+    return C @ z
+
+
 def _window_cases() -> Iterator[Case]:
     rng = np.random.default_rng(1)
     for buckets, height, stride, cols, n in (
@@ -45,9 +54,9 @@ WINDOWS = Exercise(
     after="## 2. Sum first, in NumPy",
     kind="function",
     spec="""
-One strip in one panel. `w` is the panel's slice. Candidate `k` is the window of `height` buckets that begins at
-`k * stride`; input `j` takes candidate `t[j]` with sign `sign[j]`. Write `my_windows(w, t, sign, x, height, stride)`:
-$y = C\\,(S\\,x)$ of shape (height, n), summed first. `x` is (inputs, n).
+Write `my_windows(w, t, sign, x, height, stride)`: $y = C\\,(S\\,x)$ for one strip in one panel, summed first, of shape
+(height, n). `w` is the panel's slice, and `x` is (inputs, n). Candidate `k` is a window of `height` buckets that begins
+at `k * stride`. Input `j` takes candidate `t[j]` with sign `sign[j]`.
 """,
     sizes="9 to 96 buckets; windows side by side and overlapping",
     lines=3,
@@ -71,8 +80,7 @@ def my_windows(w, t, sign, x, height, stride):
     hints=(
         "`T` is the number of windows that fit: the last one ends with the slice, or before.",
         "The sums are those of exercise 03.4. For the codebook, index `w` with a table of shape (height, T): "
-        "row `i`, column `k` "
-        "holds `k * stride + i`.",
+        "row `i`, column `k` holds `k * stride + i`.",
     ),
     test=FunctionTest(
         cases=_window_cases,
@@ -84,6 +92,7 @@ def my_windows(w, t, sign, x, height, stride):
                 "the signs are missing",
                 lambda w, t, s, x, h, d: _window_product(w, t, np.ones_like(s), x, h, d),
             ),
+            ("`z[t] += ...` keeps one input of each bin: add with `np.add.at`", _lost_updates),
             (
                 "a window begins at k * stride, not at k * height",
                 lambda w, t, s, x, h, d: np.array(
@@ -156,6 +165,10 @@ def work(rows, cols, compression, height, width, stride):
                 lambda r, c, k, h, w, s: (r * c, _work(r, c, k, h, w, s)[1]),
             ),
             (
+                "these are the additions of one strip, and there are `rows // height` strips",
+                lambda r, c, k, h, w, s: (c, _work(r, c, k, h, w, s)[1]),
+            ),
+            (
                 "windows overlap: there are more of them than buckets / height",
                 lambda r, c, k, h, w, s: (
                     _work(r, c, k, h, w, s)[0],
@@ -212,8 +225,8 @@ of bin `k` are listed: `inputs[starts[k]]` to `inputs[starts[k + 1] - 1]`. Input
     stub='''
 LISTS = r"""
 extern "C" __global__ void lists(
-    const int* starts, const int* inputs, const int* sign_d, const float* x_dn, float* z_tn,
-    const int T, const int n) {
+    const int* starts, const int* inputs, const int* sign_d, const float* x_dn,
+    float* z_tn, const int T, const int n) {
     const int t = blockIdx.x * blockDim.x + threadIdx.x;
     // TODO: guard; bin k and sample s; sum over the list; write
 }
@@ -222,8 +235,8 @@ extern "C" __global__ void lists(
     solution='''
 LISTS = r"""
 extern "C" __global__ void lists(
-    const int* starts, const int* inputs, const int* sign_d, const float* x_dn, float* z_tn,
-    const int T, const int n) {
+    const int* starts, const int* inputs, const int* sign_d, const float* x_dn,
+    float* z_tn, const int T, const int n) {
     const int t = blockIdx.x * blockDim.x + threadIdx.x;
     if (t >= T * n) return;
     const int k = t / n, s = t % n;

@@ -25,7 +25,7 @@ A dense network with one hidden layer, sizes `d_in`, `width`, `d_out`, stores tw
 `my_width(d_in, d_out, stored)`: the width, at least 1, whose number of stored values is *nearest* to `stored`. Of
 two that are equally near, the smaller.
 """,
-    sizes="the net of section 2 (126), and four others",
+    sizes="the net of section 2 (126), and six others",
     lines=4,
     answer="my_width",
     stub="""
@@ -48,16 +48,24 @@ def my_width(d_in, d_out, stored):
     test=FunctionTest(
         cases=lambda: [
             Case(f"{a}-?-{b}, {s:,} values", (a, b, s))
-            for a, b, s in ((784, 10, 100_180), (784, 10, 13_400), (3, 2, 17), (3, 2, 1), (5, 1, 26), (32, 1, 769))
+            for a, b, s in (
+                (784, 10, 100_180),
+                (784, 10, 13_400),
+                (3, 2, 23),
+                (3, 2, 17),
+                (3, 2, 1),
+                (5, 1, 26),
+                (32, 1, 769),
+            )
         ],
         oracle=lambda a, b, s: equal_storage_width([a, 1000, b], s),
         names=("width",),
         mistakes=(
+            ("the biases are stored, too", lambda a, b, s: max(1, round(s / (a + b)))),
             (
                 "of two equally near widths take the smaller",
                 lambda a, b, s: min(range(1, 3000), key=lambda k: (abs(_values(a, k, b) - s), -k)),
             ),
-            ("the biases are stored, too", lambda a, b, s: max(1, round(s / (a + b)))),
             (
                 "the nearest number counts, not the largest that fits",
                 lambda a, b, s: max(1, (s - b) // (a + 1 + b)),
@@ -164,6 +172,10 @@ def my_mask(n, features, rate, seed, step):
             (
                 "what is kept grows, so that the mean stays: 1 / (1 - rate)",
                 lambda n, f, r, s, t: (_mask(n, f, r, s, t) > 0).astype(np.float32),
+            ),
+            (
+                "the rate that counts is the rounded one, of 16 bits",
+                lambda n, f, r, s, t: ((_mask(n, f, r, s, t) > 0) / (1 - r)).astype(np.float32),
             ),
         ),
     ),

@@ -77,6 +77,10 @@ def kept(size, budget):
                     max(_mapped(size, budget), budget // (4 + -(-max(1, math.ceil(math.log2(size))) // 8))),
                 ),
             ),
+            (
+                "a map of `size` bits takes whole bytes: round up",
+                lambda size, budget: min(size, max((budget - size // 8) // 4, _listed(size, budget))),
+            ),
             ("there are no more weights than `size`", lambda size, budget: max(
                 (budget - -(-size // 8)) // 4, 8 * budget // (32 + max(1, math.ceil(math.log2(size)))),
             )),
@@ -105,8 +109,8 @@ GAP = Exercise(
 `a` and `b` are arrays of the test errors of two methods, one number a seed. Write `gap(a, b)`: a tuple of
 
 1. the mean of `b` minus the mean of `a`;
-2. its standard error $\\sqrt{s_a^2 / n_a + s_b^2 / n_b}$, where $s$ is the standard deviation *of a sample* (divide the
-   squares by $n - 1$).
+2. its standard error $\\sqrt{s_a^2 / n_a + s_b^2 / n_b}$, where $s$ is the standard deviation *of a sample*: the
+   squares are divided by $n - 1$.
 
 A gap of less than about two standard errors is what chance alone gives now and then.
 """,
@@ -139,6 +143,10 @@ def gap(a, b):
             ("divide the squares by n - 1, `ddof=1`", lambda a, b: _gap(a, b, ddof=0)),
             ("divide each variance by its number of seeds", lambda a, b: _gap(a, b, share=False)),
             ("take the root of the sum", lambda a, b: _gap(a, b, root=False)),
+            (
+                "add the squares of the deviations",
+                lambda a, b: (_gap(a, b)[0], float(np.sqrt(a.std(ddof=1) / len(a) + b.std(ddof=1) / len(b)))),
+            ),
             ("the difference is b minus a", lambda a, b: (-_gap(a, b)[0], _gap(a, b)[1])),
             (
                 "add variances, not standard deviations",
@@ -172,11 +180,13 @@ FRONTIER = Exercise(
     after="## 9. The frontier: accuracy against speed",
     kind="function",
     spec="""
-Structure `k` is `speed[k]` times as fast as dense and has the error `error[k]`. It is *dominated* if some other one is
-at least as fast and errs at most as much, and is strictly better in one of the two. Write `on_frontier(speed, error)`:
-an array of bool, True where a structure is **not** dominated. Of two equal structures neither dominates the other.
+`speed` and `error` are arrays: structure `k` is `speed[k]` times as fast as dense and has the error `error[k]`. It is
+*dominated* if some other one is at least as fast and errs at most as much, and is strictly better in one of the two. Of
+two equal structures neither dominates the other.
+
+Write `on_frontier(speed, error)`: an array of bool, True where a structure is **not** dominated.
 """,
-    sizes="1, 2, 5, 7 and 40 points, with ties",
+    sizes="1, 2, 3, 5, 7 and 40 points, with ties",
     lines=5,
     answer="on_frontier",
     stub="""

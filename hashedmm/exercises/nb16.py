@@ -25,7 +25,7 @@ dense) of operations a byte. A multiply-add is two operations; both products are
 are those that must move at least: what is stored of the matrix (rows times cols times compression numbers, or all),
 `x` and `y`, each once.
 """,
-    sizes="4096 x 4096 with 1 and 512 columns, 1000 x 784 with 100, float16 and float32",
+    sizes="4096 x 4096 with 1 and 512 columns, float16; 1000 x 784 with 100 and 300 x 700 with 3, float32",
     lines=4,
     answer="intensity",
     stub="""
@@ -59,6 +59,10 @@ def intensity(rows, cols, n, compression, itemsize):
             (
                 "a multiply-add is two operations",
                 lambda *a: tuple(v / 2 for v in _intensity(*a)),
+            ),
+            (
+                "`x` and `y` have `n` columns each",
+                lambda r, c, n, k, b: tuple(2 * r * c * n / (b * (r * c * stored + r + c)) for stored in (k, 1)),
             ),
             ("a number is `itemsize` bytes", lambda r, c, n, k, b: _intensity(r, c, n, k, 1)),
             (
@@ -97,10 +101,11 @@ SHARE = Exercise(
     after="## 3. The roofline",
     kind="function",
     spec="""
-The sketch does, for each sample, an *addition* for each strip and input, and a *multiply-add* (two operations) for
-each output and bin. Write `share(rows, height, bins, cols)`: what it does as a share of the dense product's
-operations. It is the factor between the heights of its two markers. The last strip may be lower than `height`: it
-counts as a strip.
+The matrix has `rows` outputs and `cols` inputs, in strips of `height` rows. Each strip keeps `bins` sums
+([notebook 11](11_strips_and_sketches.ipynb)). The sketch does, for each sample, an *addition* for each strip and input,
+and a *multiply-add* (two operations) for each output and bin. Write `share(rows, height, bins, cols)`: what it does as
+a share of the dense product's operations. It is the factor between the heights of its two markers. The last strip may
+be lower than `height`: it counts as a strip.
 """,
     sizes="strips of 16, 128 and 256; 1000 rows among them, no multiple of 128",
     lines=3,
@@ -124,6 +129,14 @@ def share(rows, height, bins, cols):
             (
                 "the last, lower strip needs its own additions: round up",
                 lambda r, h, b, c: (r // h * c + 2 * r * b) / (2 * r * c),
+            ),
+            (
+                "the last, lower strip is a whole strip: round up",
+                lambda r, h, b, c: (r / h * c + 2 * r * b) / (2 * r * c),
+            ),
+            (
+                "this is the dense product as a share of the sketch",
+                lambda r, h, b, c: 1 / _share(r, h, b, c),
             ),
             (
                 "an addition is one operation, not two",

@@ -489,4 +489,34 @@ def on_frontier(speed, error):
     return found
 """
     },
+    "15.1": {
+        "by the largest window": """
+def my_windows(rows, row_bytes, fixed, budget):
+    if fixed + rows * row_bytes <= budget:
+        return 1
+    most = (budget - fixed) // (2 * row_bytes)
+    return -(-rows // most) if most > 0 and rows > 1 else 0
+"""
+    },
+    "15.2": {
+        "when a buffer is free": """
+def my_orders(windows, buffers):
+    orders, copied = [], 0
+    for k in range(windows):
+        while copied < windows and copied - k < buffers:
+            orders.append(("copy", copied))
+            copied += 1
+        orders.append(("product", k))
+    return orders
+"""
+    },
+    "15.4": {
+        "by the sum over samples": """
+def all_reduced(gradients, samples):
+    total = np.zeros(len(gradients[0]))
+    for g, n in zip(gradients, samples):
+        total += np.where(n > 0, n * g, 0)
+    return total / sum(samples)
+"""
+    },
 }

@@ -9,6 +9,8 @@ WRONG = {
     },
     "01.2": {
         "no bit for the sign": ({"(np.log2(K))) + 1": "(np.log2(K)))"}, "sign needs a bit"),
+        "whole bytes an entry": ({"(virtual * bits + 7) // 8": "virtual * ((bits + 7) // 8)"}, "not each entry"),
+        "bits of K": ({"int(np.ceil(np.log2(K))) + 1": "K.bit_length() + 1"}, "from 0 to K - 1"),
         "the seed is free": ({"4 * K + 4": "4 * K"}, "seed is 4 bytes"),
         "right for whole bytes": ({"(virtual * bits + 7) // 8": "virtual * bits // 8"}, "with a table: got"),
         "rounded down": ({"round(virtual * compression)": "int(virtual * compression)"}, "expected"),

@@ -20,6 +20,13 @@ WRONG = {
             },
             "h[",
         ),
+        "64 bits from first to last": (
+            {
+                "    h = h ^ (h >> np.uint32(16))\n    h =": "    h = h.astype(np.uint64)\n"
+                "    h = h ^ (h >> np.uint32(16))\n    h ="
+            },
+            "kept in 64 bits",
+        ),
         "64 bits at the end": (
             {"return h ^ (h >> np.uint32(16))": "return (h ^ (h >> np.uint32(16))).astype(np.uint64)"},
             "h is uint64; return uint32",
@@ -32,6 +39,13 @@ WRONG = {
                 "np.uint32(0x9E3779B1))"
             },
             "Likely",
+        ),
+        "the column alone is mixed": (
+            {
+                "fmix32(row_key(i, seed) ^ (j * np.uint32(0x9E3779B1)))": "row_key(i, seed) ^ fmix32(j * "
+                "np.uint32(0x9E3779B1))"
+            },
+            "column alone",
         ),
         "rows and columns swapped": (
             {

@@ -6,7 +6,10 @@ WRONG = {
         "right in row 0": ({"t * height + i % height": "t * height"}, "`i % height`, is missing"),
         "sign turned round": ({"-1 if h & 1 else 1": "1 if h & 1 else -1"}, "wrong way round"),
         "remainder": ({"h * T >> 32": "h % T"}, "bucket: got"),
-        "one candidate short": ({"(buckets - height) // height + 1": "(buckets - height) // height"}, "bucket: got"),
+        "one candidate short": ({"(buckets - height) // height + 1": "(buckets - height) // height"}, "too few"),
+        "a window at every bucket": ({"(buckets - height) // height + 1": "buckets - height + 1"}, "end to end"),
+        "quotient and remainder": ({"i % height": "i // height"}, "what is left of `i`"),
+        "the remainder is hashed": ({"block_row = i // height": "block_row = i % height"}, "`i % height` was hashed"),
     },
     "03.2": {
         "no sign": ({"sign[i] * w[bucket[i]]": "w[bucket[i]]"}, "signs are missing"),

@@ -25,8 +25,9 @@ WRONG = {
                 "const int i = blockIdx.y * blockDim.y + threadIdx.y": "const int i = blockIdx.x * blockDim.x + "
                 "threadIdx.x",
             },
-            "not written",
+            "`i` and `j` are swapped",
         ),
+        "indices of Python": ({"[i * cols + j]": "[i, j]"}, "C has no `y[i, j]`"),
     },
     "04.3": {
         "right in C order": (
@@ -36,6 +37,10 @@ WRONG = {
         "bytes": ({"stride // x.itemsize": "stride"}, "outside"),
         "Python numbers": ({"np.int64(stride // x.itemsize)": "stride // x.itemsize"}, "np.int64"),
         "a Python int at the end": ({"np.int32(cols)": "cols"}, "np.int32"),
+        "a copy": (
+            {"    rows, cols = x.shape": "    x = np.ascontiguousarray(x)\n    rows, cols = x.shape"},
+            "pass `x`, not a copy",
+        ),
         "five arguments": ({", np.int32(rows), np.int32(cols)": ", np.int32(rows)"}, "six arguments"),
     },
     "04.4": {

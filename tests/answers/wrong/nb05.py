@@ -9,12 +9,13 @@ WRONG = {
         ),
         "remainder": ({"(unsigned)(((unsigned long long)h * T) >> 32)": "h % T"}, "`h % T`"),
         "32 bits": ({"(unsigned long long)h * T": "(unsigned long long)(h * T)"}, "only bucket 0"),
+        "in float": ({"(unsigned)(((unsigned long long)h * T) >> 32)": "h / 4294967296.0f * T"}, "computed in float"),
         "no guard": ({"    if (i >= n) return;\n": ""}, "outside d (float32, 5 elements)"),
         "a row, not the diagonal": ({"hash_ij(i, i, seed)": "hash_ij(0, i, seed)"}, "d["),
     },
     "05.2": {
         "right for n = cols": ({"(long long)s * cols + j": "(long long)s * n + j"}, "y_mn[0, 1]"),
-        "samples in columns": ({"(long long)s * cols + j": "(long long)j * n + s"}, "y_mn["),
+        "samples in columns": ({"(long long)s * cols + j": "(long long)j * n + s"}, "as if it were (cols, n)"),
         "the last output is missing": (
             {">= (long long)rows * n)": ">= (long long)rows * n - 1)"},
             "last elements were not written",

@@ -10,6 +10,11 @@ WRONG = {
     "06.2": {
         "right, and down the columns": ({"i = t / w, j = t % w": "i = t % h, j = t / h"}, "sectors a request"),
         "no guard": ({"    if (t >= h * w) return;\n": ""}, "outside"),
+        "rows as long as the window": ({"(top + i) * cols": "(top + i) * w"}, "rows of `x` have `cols` numbers"),
+        "top and left swapped": (
+            {"(top + i) * cols + left + j": "(left + i) * cols + top + j"},
+            "`left` counts columns",
+        ),
         "right at the left edge": ({"(top + i) * cols + left + j": "(top + i) * cols + j"}, "y["),
         "the row of y is as long as x's": ({"y[i * w + j]": "y[i * cols + j]"}, "writes outside y"),
     },

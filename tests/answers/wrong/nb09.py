@@ -10,8 +10,9 @@ WRONG = {
     "09.2": {
         "M forgotten": (
             {'"M = 8, P = 1, D = 5, one product": "direct"': '"M = 8, P = 1, D = 5, one product": "materialise"'},
-            "is not it",
+            "matrix alone takes 8 ms",
         ),
         "D below P": ({'"direct",  # D < P': '"materialise",'}, "takes longer than the direct one"),
+        "one product is ten": ({'"materialise",  # 18 < 50': '"direct",'}, "takes 1 ms, not 5"),
     },
 }

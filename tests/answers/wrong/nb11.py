@@ -13,11 +13,15 @@ WRONG = {
         ),
         "no sign": ({"sign[:, None] * x": "x"}, "signs are missing"),
         "too few windows": ({"(len(w) - height) // stride + 1": "len(w) // height"}, "IndexError"),
-        "updates are lost": ({"np.add.at(z, t, sign[:, None] * x)": "z[t] += sign[:, None] * x"}, "expected"),
+        "updates are lost": (
+            {"np.add.at(z, t, sign[:, None] * x)": "z[t] += sign[:, None] * x"},
+            "one input of each bin",
+        ),
     },
     "11.2": {
         "one panel": ({"T * (cols // width)": "T"}, "every panel that it crosses"),
         "an addition a weight": ({"rows // height * cols": "rows * cols"}, "strip and input"),
+        "one strip": ({"rows // height * cols": "cols"}, "additions of one strip"),
         "right without a stride": ({"(buckets - height) // stride + 1": "buckets // height"}, "windows overlap"),
     },
     "11.3": {

@@ -3,7 +3,7 @@
 WRONG = {
     "12.1": {
         "no sign": ({"place.sign * w_k": "w_k"}, "signs are missing"),
-        "W, not its transpose": ({"locate(layout, i, j)": "locate(layout, j, i)"}, "gx_dn["),
+        "W, not its transpose": ({"locate(layout, i, j)": "locate(layout, j, i)"}, "not W^T gy"),
         "right for square ones": ({"t >= layout.cols * n": "t >= layout.rows * n"}, "last elements were not written"),
         "rows and columns": ({"i < layout.rows": "i < layout.cols"}, "outside gy_mn"),
         "no guard": ({"    if (t >= layout.cols * n) return;\n": ""}, "outside"),

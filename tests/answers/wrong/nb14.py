@@ -12,6 +12,7 @@ WRONG = {
             {"8 * budget // (32 + bits)": "budget // (4 + -(-bits // 8))"},
             "packed places need no whole bytes",
         ),
+        "a map cut to whole bytes": ({"- -(-size // 8)": "- size // 8"}, "whole bytes: round up"),
         "more than there are": ({"min(size, max(mapped, listed))": "max(mapped, listed)"}, "no more weights than"),
         "one bit too many at powers of two": ({"(size - 1).bit_length()": "size.bit_length()"}, "kept: got"),
         "the expected constant": ({"min(size, max(mapped, listed))": "73500"}, "kept: got 73500, expected"),
@@ -20,6 +21,10 @@ WRONG = {
         "of a population": ({"a.var(ddof=1)": "a.var()", "b.var(ddof=1)": "b.var()"}, "n - 1"),
         "of one seed": ({" / len(a)": "", " / len(b)": ""}, "its number of seeds"),
         "no root": ({"np.sqrt(variance)": "variance"}, "take the root"),
+        "deviations for variances": (
+            {"a.var(ddof=1)": "a.std(ddof=1)", "b.var(ddof=1)": "b.std(ddof=1)"},
+            "squares of the deviations",
+        ),
         "a minus b": ({"b.mean() - a.mean()": "a.mean() - b.mean()"}, "difference is b minus a"),
         "deviations added": (
             {
