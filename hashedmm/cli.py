@@ -828,8 +828,9 @@ def _doctor(arguments: argparse.Namespace, argv: list[str]) -> int:
          "checked" if emulating else "nowhere: there is no GPU that CuPy can use, and no emulator")  # fmt: skip
     if missing:
         print("\nTo get more, in a checkout (`make lab` and `make test` do this for you)\n")
+        width = max(len(purpose) for purpose, _ in missing)
         for purpose, command in missing:
-            _say(purpose, command)
+            print(f"  {purpose:<{width}}  {command}")
     return 0 if working else EXIT_FAILED
 
 
