@@ -2,8 +2,9 @@
 
 `mpiexec -n 2 hashedmm bench --parallel` writes gpu_parallel.json where every rank has a GPU, else cpu_parallel.json: a
 network of wide hashed layers, panels split and samples split, strong scaling (one batch, shared) and weak (a batch for
-each rank). Gradients are compared with those of one rank before anything is timed. Imports bench, build, hashing, nn,
-parallel and records.
+each rank). On GPUs both one rank and several are timed twice: by steps of one operation after the other, and captured
+as CUDA graphs, as `train` does them. Gradients are compared with those of one rank before anything is timed. Imports
+bench, build, hashing, nn, parallel and records.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from hashedmm.bench import COMPRESSIONS, Row, _percentiles
 from hashedmm.build import gpu_available
 from hashedmm.hashing import HashSpec
 from hashedmm.matmul import hashed_matmul_grad_w
-from hashedmm.nn import MLP, Adam, to_numpy
+from hashedmm.nn import MLP, SGD, Adam, Optimizer
 from hashedmm.parallel import MODES, PARALLEL, PanelParallel, Ranks, _panel_shares
 from hashedmm.records import device_info, gpu_info, new_record, write
 
@@ -53,9 +54,10 @@ def network(width: int, compression: float, xp: ModuleType) -> MLP:
 
 
 class _Training:
-    """A network and a batch that it sees again and again, ``steps`` times an epoch."""
+    """A network and a batch that it sees again and again, ``steps`` times an epoch; captured, or an operation after the
+    other."""
 
-    def __init__(self, model: MLP, batch: int, steps: int, kind: type[nn._Eager] | None = None) -> None:
+    def __init__(self, model: MLP, batch: int, steps: int, captured: bool, optimizer: Optimizer | None = None) -> None:
         xp, width, n = model.xp, model.sizes[0], batch * steps
         rng = np.random.default_rng(0)
         x = xp.asarray(rng.standard_normal((batch, width), np.float32))
@@ -63,14 +65,10 @@ class _Training:
         self.model, self.steps, self.epoch = model, steps, 0
         self.order = np.tile(np.arange(batch), steps)
         losses, wrong = xp.zeros(steps), xp.zeros(steps, xp.int64)
-        kind = kind or model.stepper or nn._Eager
-        self.stepper = kind(model, Adam(1e-3), x, y, n, batch, losses, wrong, lambda step: 1.0)
-
-    def gradients(self) -> dict[str, np.ndarray]:
-        """Of one step, whole, on the host."""
-        self.stepper.begin(self.order, 0, 0)
-        self.stepper.run(0)
-        return self.model.gathered({name: to_numpy(p.grad) for name, p in self.model.parameters().items()})
+        self.optimizer = optimizer or Adam(1e-3)
+        self.stepper = model.steppers[int(captured)](
+            model, self.optimizer, x, y, n, batch, losses, wrong, lambda step: 1.0
+        )
 
     def ms(self, ranks: Ranks | None) -> float:
         """Milliseconds a step of an epoch, from the moment at which all ranks are ready until this one is done."""
@@ -100,16 +98,28 @@ class _Training:
         return float(spent) / self.steps
 
 
-def _alone(make: Callable[[], MLP], batch: int, size: dict[str, int]) -> dict[str, list[float]]:
-    """Milliseconds a step of one rank: by the steps that all ways share and, on a GPU, captured as a graph."""
-    model = make()
-    kinds: dict[str, type[nn._Eager]] = {"one_rank": nn._Eager}
-    if nn._can_capture(model, Adam()):
-        kinds["one_rank_graph"] = nn._Captured
+def gradients(model: MLP, batch: int, captured: bool) -> dict[str, np.ndarray]:
+    """Of one step, whole, on the host: the momentum, after it, of an optimiser that keeps none from before. All ranks
+    of the network call it."""
+    training = _Training(model, batch, 1, captured, SGD(1e-3, 0.0, scale_by_uses=False))
+    training.stepper.begin(training.order, 0, 0)
+    training.stepper.run(0)
+    training.stepper.end(1)
+    state = model.gathered(training.optimizer.state())
+    return {key.partition("/")[2]: a for key, a in state.items() if key.startswith("momentum/")}
+
+
+def _ways(model: MLP) -> dict[str, bool]:
+    """What follows a name in ``baselines`` -> whether steps are captured; the last is what `train` does."""
+    return {"": False, "_graph": True} if nn._can_capture(model, Adam()) else {"": False}
+
+
+def _alone(make: Callable[[], MLP], ways: dict[str, bool], batch: int, size: dict[str, int]) -> dict[str, list[float]]:
+    """Milliseconds a step of one rank, in all ways."""
     times = {}
-    for name, kind in kinds.items():
-        training = _Training(make(), batch, size["steps"], kind)
-        times[name] = [training.ms(None) for _ in range(WARM_UP + size["rounds"])][WARM_UP:]
+    for name, captured in ways.items():
+        training = _Training(make(), batch, size["steps"], captured)
+        times[f"one_rank{name}"] = [training.ms(None) for _ in range(WARM_UP + size["rounds"])][WARM_UP:]
     return times
 
 
@@ -160,12 +170,13 @@ def _rows(
         return network(size["width"], compression, xp)
 
     PanelParallel(make(), ranks)  # ValueError if there are too many ranks
+    ways = _ways(make())
     batches = {"strong": size["batch"], "weak": size["batch"] * ranks.size}
     expected: dict[str, dict[str, np.ndarray]] = {}
     alone: dict[str, list[float]] = {}
     if ranks.rank == 0:
-        alone = _alone(make, size["batch"], size)
-        expected = {name: _Training(make(), batch, 1, nn._Eager).gradients() for name, batch in batches.items()}
+        alone = _alone(make, ways, size["batch"], size)
+        expected = {name: gradients(make(), batch, captured=False) for name, batch in batches.items()}
     ranks.barrier()
     spec = make().linears[0].spec
     assert spec is not None
@@ -174,19 +185,23 @@ def _rows(
     rows = []
     baselines = {name: float(np.median(times)) for name, times in alone.items()}
     for mode, (scaling, batch) in itertools.product(MODES, batches.items()):
-        gradients = _Training(PARALLEL[mode](make(), ranks), batch, 1).gradients()
-        error = ranks.same(relative_error(gradients, expected[scaling]) if ranks.rank == 0 else None)
-        if not error <= TOLERANCE:
-            raise ArithmeticError(
-                f"a step of {mode}, {scaling}, on {ranks.size} ranks is wrong, so it is not timed: its gradients "
-                f"differ from those of one rank by {error:.3g}, over {TOLERANCE}"
-            )
-        training = _Training(PARALLEL[mode](make(), ranks), batch, size["steps"])
-        times, sent = [], 0
-        for _ in range(WARM_UP + size["rounds"]):
-            before = ranks.sent_bytes
-            times.append(max(ranks.exchange(training.ms(ranks))))  # a step is over when the last rank is done
-            sent = ranks.sent_bytes - before
+        timed: dict[str, list[float]] = {}
+        for name, captured in ways.items():
+            found = gradients(PARALLEL[mode](make(), ranks), batch, captured)
+            error = ranks.same(relative_error(found, expected[scaling]) if ranks.rank == 0 else None)
+            if not error <= TOLERANCE:
+                how = ", captured" if captured else ""
+                raise ArithmeticError(
+                    f"a step of {mode}, {scaling}{how}, on {ranks.size} ranks is wrong, so it is not timed: its "
+                    f"gradients differ from those of one rank by {error:.3g}, over {TOLERANCE}"
+                )
+            training = _Training(PARALLEL[mode](make(), ranks), batch, size["steps"], captured)
+            times, sent = [], 0
+            for _ in range(WARM_UP + size["rounds"]):
+                before = ranks.sent_bytes
+                times.append(max(ranks.exchange(training.ms(ranks))))  # a step is over when the last rank is done
+                sent = ranks.sent_bytes - before
+            timed[name] = times[WARM_UP:]
         by_rank = [count // size["steps"] for count in ranks.exchange(sent)]
         if ranks.rank > 0:
             continue
@@ -201,7 +216,9 @@ def _rows(
             "spec": json.loads(spec.to_json()),
             "compression": compression,
             "dtype": "float32",
-            **_percentiles(times[WARM_UP:]),
+            "captured": captured,
+            **_percentiles(timed[name]),
+            **{f"eager_{key}": ms for key, ms in _percentiles(timed[""]).items()},
             "baselines": baselines,
             "speedup": 0.0,
             "sent_bytes": max(by_rank),
@@ -224,10 +241,11 @@ def speedup(row: Row, batch: int) -> float:
 
 def line(row: Row) -> str:
     """A row in a line."""
-    alone = ", ".join(f"{name} {ms:.3f}" for name, ms in row["baselines"].items())
+    eager = [f"eager {row['eager_ms']:.3f}"] if row["captured"] else []
+    others = ", ".join([*eager, *(f"{name} {ms:.3f}" for name, ms in row["baselines"].items())])
     return (
         f"step    {row['mode']:6} {row['scaling']:6} 1/{round(1 / row['compression']):<3} batch {row['batch']:5} on "
-        f"{row['ranks']} ranks  {row['ms']:9.3f} ms  ({alone})  {row['speedup']:5.2f} x the samples; sent "
+        f"{row['ranks']} ranks  {row['ms']:9.3f} ms  ({others})  {row['speedup']:5.2f} x the samples; sent "
         f"{row['sent_bytes'] / 1e6:.2f} MB, dense {row['dense_sent_bytes'] / 1e6:.2f} MB; error {row['error']:.1e}"
     )
 

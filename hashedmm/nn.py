@@ -194,7 +194,13 @@ class HashedLinear(Layer):
         Which kernel computes the forward product, see `hashed_matmul`; none changes what is computed. The gradients
         choose theirs.
     xp : module, numpy or cupy
+
+    Attributes
+    ----------
+    at : of a part of a layer: where the outputs of each process begin, and the last one's end; see hashedmm.parallel
     """
+
+    at: tuple[int, ...] | None = None
 
     def __init__(self, spec: HashSpec, *, seed: int | Sequence[int], kernel: str = "auto", xp: ModuleType = np) -> None:
         if not isinstance(spec, HashSpec):
@@ -405,7 +411,7 @@ class MLP:
     """
 
     ranks: OneProcess = OneProcess()
-    stepper: ClassVar[type[_Eager] | None] = None  # what does its training steps; None: `train` chooses
+    steppers: ClassVar[tuple[type[_Eager], type[_Captured]]]  # what does its training steps: `train` chooses
 
     def __init__(
         self, layers: Sequence[int], *, structure: str = "strips", compression: float = 1 / 8, dropout: float = 0.0,
@@ -490,6 +496,10 @@ class MLP:
 
     def _here(self, a: Array) -> Array:
         return a if array_module(a) is self.xp else self.xp.asarray(to_numpy(a))
+
+    def hashed_chain(self) -> list[tuple[HashedLinear, Dropout | None]] | None:
+        """Each hashed layer with the dropout that follows it; None if there is anything else but ReLU between them."""
+        return _hashed_layers(self)
 
     # ---- parameters
 
@@ -950,7 +960,8 @@ def train(
     second Ctrl-C raises KeyboardInterrupt at once.
 
     On a GPU the steps of a network of hashed layers, with SGD or Adam, are captured as a CUDA graph (hashedmm.graph):
-    the host waits for the GPU after an epoch and not before. Ctrl-C then ends the steps that have been launched.
+    the host waits for the GPU after an epoch and not before. Ctrl-C then ends the steps that have been launched. Where
+    several processes share a step, it is several graphs, and what they send goes between.
 
     A network of `hashedmm.parallel` is trained by all of its processes: each makes the same call, with the whole data.
     Process 0 shows progress and writes files, which are those of one process: a run goes on with any number of them.
@@ -1046,7 +1057,7 @@ def train(
     x_validation, y_validation = x[held_out], y[held_out]
     x_test, y_test = (xp.asarray(arrays[k]) if evaluate else None for k in ("x_test", "y_test"))
     losses, wrong = xp.zeros(steps), xp.zeros(steps, xp.int64)  # of this epoch's batches; they stay on the device
-    stepper = (model.stepper or (_Captured if _can_capture(model, optimizer) else _Eager))(
+    stepper = model.steppers[1 if _can_capture(model, optimizer) else 0](
         model, optimizer, x, y, n, batch, losses, wrong, lambda step: DECAYS[decay](step / (epochs * steps))
     )
 
@@ -1070,6 +1081,7 @@ def train(
                 i += stepper.run(i)
                 stop = ranks.any(interrupt.requested)
                 if stop or i % stepper.check_every == 0 or i == steps:
+                    stepper.collect(i)
                     _check_losses(losses[:i], run.epoch + 1)  # waits for a GPU
             seconds = time.perf_counter() - epoch_started
             stepper.end(i - run.step)
@@ -1130,6 +1142,10 @@ class _Eager:
         self.optimizer.step(self.parameters, self.lr_factor(step))
         return 1
 
+    def collect(self, i: int) -> None:
+        """Make sure that the losses and counts of the epoch's steps before ``i`` are those of whole batches. All
+        processes call it."""
+
     def end(self, done: int) -> None:
         """The epoch is over, or interrupted, after ``done`` steps since `begin`: model and optimiser are up to date."""
 
@@ -1141,9 +1157,10 @@ class _Captured(_Eager):
         super().__init__(*args)
         model, optimizer = self.model, self.optimizer
         layers = []
-        for linear, dropout in _hashed_layers(model) or ():
+        for linear, dropout in model.hashed_chain() or ():
             drawn = (dropout.seed, dropout._threshold) if dropout else (0, 0)
-            layers.append(graph.HashedLayer(linear.spec, linear.weight.value, linear.bias.value, linear.kernel, drawn))
+            values = linear.weight.value, linear.bias.value
+            layers.append(graph.HashedLayer(linear.spec, *values, linear.kernel, drawn, linear.at))
         if isinstance(optimizer, SGD):
             factors = tuple(optimizer.gradient_factor(p.uses) for p in self.parameters.values())
             update = graph.Update("step_sgd", (optimizer.momentum,), factors)
@@ -1153,9 +1170,13 @@ class _Captured(_Eager):
             raise TypeError(f"optimizer must be SGD or Adam to be captured, got {type(optimizer).__name__}")
         self.steps = graph.Steps(
             layers, update, optimizer.buffers(self.parameters), self.x, self.y, self.n, self.batch, self.losses,
-            self.wrong,
+            self.wrong, **self.together(),
         )  # fmt: skip
         self.check_every = self.steps.steps
+
+    def together(self) -> dict[str, Any]:
+        """What `graph.Steps` has to know of the other processes."""
+        return {}
 
     def begin(self, order: np.ndarray, before: int, step: int) -> None:
         rates = np.zeros((self.steps.steps, len(self.optimizer.rates(1))))
@@ -1170,6 +1191,9 @@ class _Captured(_Eager):
     def end(self, done: int) -> None:
         self.steps.store()
         self.optimizer.steps += done
+
+
+MLP.steppers = _Eager, _Captured
 
 
 def _hashed_layers(model: MLP) -> list[tuple[HashedLinear, Dropout | None]] | None:
@@ -1190,7 +1214,7 @@ def _hashed_layers(model: MLP) -> list[tuple[HashedLinear, Dropout | None]] | No
 def _can_capture(model: MLP, optimizer: Optimizer) -> bool:
     """Whether a step can be made of this package's kernels alone: on a GPU, where dense layers need cuBLAS, which CuPy
     refuses inside a capture."""
-    return model.xp is not np and type(optimizer) in (SGD, Adam) and _hashed_layers(model) is not None
+    return model.xp is not np and type(optimizer) in (SGD, Adam) and model.hashed_chain() is not None
 
 
 class _Run:

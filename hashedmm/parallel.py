@@ -3,6 +3,7 @@
 MPI (mpi4py) starts the processes, "ranks", and carries NumPy arrays; NCCL, through CuPy, carries CuPy arrays. Neither
 adds anything up: sums are taken here, in the order of the ranks, so that every rank has the same bits, whatever the
 library's algorithm is. Nothing hangs: who waits for longer than the time-out ends the run on all ranks, with a message.
+On GPUs the steps of hashed layers are CUDA graphs, cut where ranks send (hashedmm.graph).
 
     with world() as ranks:                       # mpiexec -n 2 python train.py
         net = PanelParallel(MLP([784, 1000, 10]), ranks)
@@ -14,6 +15,8 @@ Imports hashing, launch, cpu, matmul and nn; mpi4py and CuPy where they are need
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import copy
 import hashlib
 import itertools
@@ -90,7 +93,7 @@ class Ranks(OneProcess):
     """Processes that compute together, and what they send each other.
 
     Every method is called by all ranks, in the same order. As a context manager it ends all ranks, with a traceback, if
-    one of them leaves by an exception.
+    one of them leaves by an exception; else it calls `close`.
 
     Parameters
     ----------
@@ -133,7 +136,7 @@ class Ranks(OneProcess):
             self._gather(self._summed(flat, at, "allreduce"), flat, at, "allreduce")
         return a
 
-    def reduce_scatter(self, a: Array, at: Sequence[int]) -> Array:
+    def reduce_scatter(self, a: Array, at: Sequence[int], room: Array | None = None) -> Array:
         """The sum of ``a`` over all ranks, of which each keeps a share.
 
         Parameters
@@ -141,6 +144,8 @@ class Ranks(OneProcess):
         a : array in C order, one size on all ranks
         at : size + 1 integers
             Rank r keeps [at[r], at[r + 1]) of the flat array.
+        room : (size, at[rank + 1] - at[rank]) array in C order, like ``a``, or None
+            What the others send is put there, and then the sum into its first row, which is returned.
 
         Returns
         -------
@@ -148,14 +153,24 @@ class Ranks(OneProcess):
         """
         self._check(a)
         at = self._checked_bounds(at, a.size)
-        return a.reshape(-1) if self.size == 1 else self._summed(a.reshape(-1), at, "reduce_scatter")
+        if room is not None:
+            self._check(room)
+            shape = self.size, at[self.rank + 1] - at[self.rank]
+            if room.shape != shape or room.dtype != a.dtype or on_gpu(room) != on_gpu(a):
+                raise ValueError(f"room must have the shape {shape}, like a ({a.dtype}), got {room.dtype} {room.shape}")
+        if self.size > 1:
+            return self._summed(a.reshape(-1), at, "reduce_scatter", room)
+        if room is None:
+            return a.reshape(-1)
+        room[0] = a.reshape(-1)
+        return room[0]
 
     def allgather(self, part: Array, out: Array, at: Sequence[int]) -> Array:
         """Every rank's part, one after the other, in ``out`` on all ranks.
 
         Parameters
         ----------
-        part : array in C order of at[rank + 1] - at[rank] elements
+        part : array in C order of at[rank + 1] - at[rank] elements; it may be its place in ``out``
         out : array in C order of at[size] elements
         at : size + 1 integers: where the parts begin and end
         """
@@ -198,10 +213,10 @@ class Ranks(OneProcess):
             raise ValueError(f"at must be {self.size + 1} bounds from 0 to {n}, one a rank and the end, got {at}")
         return at
 
-    def _summed(self, flat: Array, at: list[int], what: str) -> Array:
+    def _summed(self, flat: Array, at: list[int], what: str, room: Array | None = None) -> Array:
         """The sum over ranks of this rank's share of their arrays."""
         mine = at[self.rank + 1] - at[self.rank]
-        theirs = library(flat).empty((self.size, mine), flat.dtype)
+        theirs = library(flat).empty((self.size, mine), flat.dtype) if room is None else room
         self.sent_bytes += (flat.size - mine) * flat.itemsize
         if on_gpu(flat):
             self._on_gpus(flat).exchange(flat, theirs, at, what)
@@ -219,8 +234,15 @@ class Ranks(OneProcess):
         if on_gpu(part):
             self._on_gpus(part).gather(part, out, at, what)
         else:
-            t = self._type(part.dtype)
-            self._wait(self._comm.Iallgatherv([part, t], [out, np.diff(at), at[:-1], t]), what)
+            t, start = self._type(part.dtype), at[self.rank]
+            in_place = part.size and part.ctypes.data == out[start : start + 1].ctypes.data
+            send = self._mpi.IN_PLACE if in_place else [part, t]
+            self._wait(self._comm.Iallgatherv(send, [out, np.diff(at), at[:-1], t]), what)
+
+    def share(self, n: int) -> tuple[int, int]:
+        """(first, last) of ``n`` things that are this rank's: see `bounds`."""
+        first, last = bounds(n, self.size)[self.rank :][:2]
+        return first, last
 
     # ---- small things
 
@@ -299,7 +321,22 @@ class Ranks(OneProcess):
             # Bytes, or in CuPy 13 a tuple of signed bytes.
             kind, numbers = self.same(["bytes" if isinstance(first, bytes) else "tuple", list(first)])
             self._nccl = _Nccl(self, number, bytes(numbers) if kind == "bytes" else tuple(numbers))
+            atexit.register(self.close)  # runs before MPI ends, which mpi4py does later, and while CUDA is there
         return number
+
+    def close(self) -> None:
+        """End what `use_gpu` has begun, in order: once the GPUs of all ranks are done, NCCL, then the thread that
+        watches it. All ranks call it; a second call does nothing. CuPy arrays cannot be sent any more then.
+
+        A process that ends does it too, but not in this order: NCCL must be gone before CUDA and MPI are.
+        """
+        if self._nccl is None:
+            return
+        atexit.unregister(self.close)
+        self._nccl.finish()
+        self.barrier()  # nobody takes memory away that another's GPU reads
+        self._nccl.stop()
+        self._nccl = None
 
     def _on_gpus(self, a: Array) -> _Nccl:
         if self._nccl is None or a.device.id != self._nccl.device:
@@ -344,7 +381,8 @@ class Ranks(OneProcess):
         print(f"rank {self.rank} of {self.size}: {message}", file=sys.stderr, flush=True)
         last = threading.Timer(5.0, os._exit, [code])  # if Abort hangs; a launcher ends the others if one leaves so
         last.daemon = True
-        last.start()
+        with contextlib.suppress(RuntimeError):  # a process that is ending starts no thread
+            last.start()
         self._parent.Abort(code)
         os._exit(code)  # MPICH's Abort returns, and its launcher ends this process some time later
 
@@ -359,9 +397,7 @@ class Ranks(OneProcess):
                 self.fail("interrupted", 130)
             text = "".join(traceback.format_exception(kind, error, trace)).rstrip()
             self.fail(f"ended by an error, and all others with it\n{text}")
-        if self._nccl is not None:
-            self._nccl.stop()
-            self._nccl = None
+        self.close()
 
 
 def _offer_processor() -> None:
@@ -386,10 +422,11 @@ class _Nccl:
         self._types = {name: getattr(nccl, f"NCCL_{name.upper()}") for name in DTYPES}
         self._pending: deque[tuple[str, Any]] = deque()  # what, and an event behind it
         self._stopped = threading.Event()
-        self._starting = True
-        threading.Thread(target=self._watch, daemon=True).start()
+        self._inside: str | None = "the start of NCCL"  # a call of NCCL's that waits for the other ranks
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
         self._comm = nccl.NcclCommunicator(ranks.size, unique_id, ranks.rank)
-        self._starting = False
+        self._inside = None
 
     def exchange(self, flat: Array, out: Array, at: list[int], what: str) -> None:
         """out[r] = this rank's share of rank r's array."""
@@ -426,10 +463,21 @@ class _Nccl:
         self._comm.broadcast(a.data.ptr, a.data.ptr, a.size, self._types[str(a.dtype)], root, self._stream())
         self._note("bcast")
 
+    def finish(self) -> None:
+        """Wait until the GPU is done with everything, while the thread still watches."""
+        with self._cupy.cuda.Device(self.device) as device:
+            device.synchronize()
+
     def stop(self) -> None:
-        """Wait for what was sent, and end the thread."""
-        self._cupy.cuda.get_current_stream().synchronize()
-        self._stopped.set()
+        """End NCCL, then the thread, from the thread that calls. The last to drop a communicator destroys it: were that
+        the watching thread, which nobody waits for, CUDA could be gone before it is done."""
+        with self._cupy.cuda.Device(self.device):
+            self._inside = "the end of NCCL"
+            self._comm.destroy()
+            self._inside = None
+            self._stopped.set()
+            self._watcher.join()
+            self._pending.clear()  # events end here, not in the thread
 
     def _stream(self) -> int:
         return self._cupy.cuda.get_current_stream().ptr
@@ -445,14 +493,15 @@ class _Nccl:
         timeout = self._ranks.timeout
         since = time.monotonic()
         while not self._stopped.wait(min(1.0, timeout / 10)):
-            idle = not self._pending and not self._starting
+            inside = self._inside
+            idle = not self._pending and not inside
             while self._pending and self._pending[0][1].done:
                 self._pending.popleft()
                 since = time.monotonic()
             if idle:
                 since = time.monotonic()
             elif time.monotonic() - since > timeout:
-                self._ranks.expire("the start of NCCL" if self._starting else f"{self._pending[0][0]} on the GPU")
+                self._ranks.expire(inside or f"{self._pending[0][0]} on the GPU")
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -505,10 +554,11 @@ class PanelLinear(HashedLinear):
         Whose values it takes a copy of.
     rows : (start, stop)
         Of panels, as `HashSpec.window` takes them.
+    at : where each rank's outputs begin, and the last one's end, if the others have the rest of them
     """
 
-    def __init__(self, whole: HashedLinear, rows: tuple[int, int]) -> None:
-        self.whole, self.kernel = whole.spec, whole.kernel
+    def __init__(self, whole: HashedLinear, rows: tuple[int, int], at: tuple[int, ...] | None = None) -> None:
+        self.whole, self.kernel, self.at = whole.spec, whole.kernel, at
         self.spec: Window = whole.spec.window(rows)
         self.d_out, self.d_in = self.spec.shape
         ((start, stop),) = self.spec.pieces  # one, as it is as wide as the whole
@@ -601,6 +651,7 @@ class _Parallel(MLP):
         self.ranks = ranks
         self._config, self._summary, self._repr = model.config(), model.summary(), repr(model)
         self._shapes = model.shapes()
+        self._hashed = nn._hashed_layers(model) is not None
         self._kernel = next((linear.kernel for linear in model.linears if isinstance(linear, HashedLinear)), "auto")
         values = hashlib.sha256()
         for name, a in model.state().items():
@@ -613,6 +664,17 @@ class _Parallel(MLP):
         model = MLP.from_config(self.config(), xp=self.xp, kernel=self._kernel)
         model.load_state(self.state())
         return model
+
+    def hashed_chain(self) -> list[tuple[HashedLinear, Dropout | None]] | None:
+        if not self._hashed:
+            return None
+        found: list[tuple[HashedLinear, Dropout | None]] = []
+        for layer in self.layers:
+            if isinstance(layer, HashedLinear):
+                found.append((layer, None))
+            elif isinstance(layer, Dropout):
+                found[-1] = found[-1][0], layer
+        return found
 
     def config(self) -> dict[str, Any]:
         return self._config
@@ -667,7 +729,6 @@ class PanelParallel(_Parallel):
     """
 
     mode = "panels"
-    stepper = nn._Eager
 
     def __init__(self, model: MLP, ranks: Ranks) -> None:
         super().__init__(model, ranks)
@@ -687,7 +748,7 @@ class PanelParallel(_Parallel):
                 rows = [*(part.first_row for part in parts), linear.d_out]
                 self._at[f"{i}.bias"] = rows
                 self._at[f"{i}.weight"] = [0, *(part.pieces[0][1] for part in parts)]
-                self.linears.append(PanelLinear(linear, share[ranks.rank]))  # type: ignore[arg-type]
+                self.linears.append(PanelLinear(linear, share[ranks.rank], tuple(rows)))  # type: ignore[arg-type]
             else:
                 self.linears.append(_copied(linear))
             self.layers.append(self.linears[-1])
@@ -768,7 +829,7 @@ class DataParallel(_Parallel):
         """`MLP.error` of all samples, of which each rank predicts a share."""
         if not len(x) or len(x) != len(y):
             raise ValueError(f"x and y must have the same length, at least 1, got {len(x)} and {len(y)}")
-        first, last = bounds(len(x), self.ranks.size)[self.ranks.rank :][:2]
+        first, last = self.ranks.share(len(x))
         wrong = int((self.predict(x[first:last], batch) != self._here(y[first:last])).sum()) if last > first else 0
         return 100.0 * (int(self.ranks.allreduce(np.array([wrong], np.int64))[0]) / len(x))
 
@@ -780,12 +841,8 @@ class _DataSteps(nn._Eager):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        ranks, xp = self.model.ranks, self.model.xp
-        if self.batch < ranks.size:
-            raise ValueError(
-                f"batch must be at least {ranks.size}, a sample for each rank, got {self.batch}; take fewer ranks or a "
-                "larger batch"
-            )
+        xp = self.model.xp
+        _check_batch(self.batch, self.model.ranks)
         ends = np.cumsum([0, *(p.value.size for p in self.parameters.values())]).tolist()
         self.parts = [slice(a, b) for a, b in itertools.pairwise(ends)]
         self.flat = xp.empty(ends[-1] + 2, np.float32)  # all gradients, the loss, and how many were wrong
@@ -794,7 +851,7 @@ class _DataSteps(nn._Eager):
         step, ranks, flat = self.before + i, self.model.ranks, self.flat
         chosen = self.order[i * self.batch : (i + 1) * self.batch]
         n = len(chosen)
-        first, last = bounds(n, ranks.size)[ranks.rank :][:2]
+        first, last = ranks.share(n)
         if last > first:
             share = (last - first) / n
             labels = self.y[chosen[first:last]]
@@ -815,9 +872,63 @@ class _DataSteps(nn._Eager):
         return 1
 
 
-DataParallel.stepper = _DataSteps
+class _CapturedPanels(nn._Captured):
+    """Steps as CUDA graphs, cut where activations or their gradients travel."""
+
+    def together(self) -> dict[str, Any]:
+        ranks = self.model.ranks
+        return {"ranks": ranks} if ranks.size > 1 else {}
+
+
+class _CapturedData(nn._Captured):
+    """Steps as CUDA graphs, of this rank's share of the samples: one until the gradients are there, and one from their
+    sum on. Losses and counts of a share stay on the device, and are added up over the ranks when they are asked for."""
+
+    model: DataParallel
+
+    def __init__(
+        self, model: MLP, optimizer: nn.Optimizer, x: Array, y: Array, n: int, batch: int, losses: Array, wrong: Array,
+        lr_factor: Callable[[int], float],
+    ) -> None:  # fmt: skip
+        ranks, xp = model.ranks, model.xp
+        assert isinstance(ranks, Ranks)
+        _check_batch(batch, ranks)
+        self.all_losses, self.all_wrong = losses, wrong
+        super().__init__(model, optimizer, x, y, n, batch, xp.zeros_like(losses), xp.zeros_like(wrong), lr_factor)
+        sizes = [batch] * (len(losses) - 1) + [n - batch * (len(losses) - 1)]
+        self.shares = xp.asarray([float(np.diff(ranks.share(size))[0]) / size for size in sizes])
+        self.collected = 0
+
+    def together(self) -> dict[str, Any]:
+        ranks = self.model.ranks
+        return {"ranks": ranks, "share": ranks.share} if ranks.size > 1 else {}
+
+    def begin(self, order: np.ndarray, before: int, step: int) -> None:
+        self.losses.fill(0)  # steps in which this rank has no samples write nothing
+        self.wrong.fill(0)
+        self.collected = step
+        super().begin(order, before, step)
+
+    def collect(self, i: int) -> None:
+        part = slice(self.collected, i)
+        if i > self.collected:
+            self.all_losses[part] = self.model.ranks.allreduce(self.losses[part] * self.shares[part])
+            self.all_wrong[part] = self.model.ranks.allreduce(self.wrong[part].copy())
+            self.collected = i
+
+
+PanelParallel.steppers = nn._Eager, _CapturedPanels
+DataParallel.steppers = _DataSteps, _CapturedData
 
 PARALLEL: dict[str, Callable[[MLP, Ranks], _Parallel]] = {"panels": PanelParallel, "data": DataParallel}
+
+
+def _check_batch(batch: int, ranks: Ranks) -> None:
+    if batch < ranks.size:
+        raise ValueError(
+            f"batch must be at least {ranks.size}, a sample for each rank, got {batch}; take fewer ranks or a larger "
+            "batch"
+        )
 
 
 def _panel_shares(spec: HashSpec | None, size: int) -> list[tuple[int, int]] | None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_parallel import mpi, needs_mpi
 
-from hashedmm import bench, bench_parallel, nn, records
+from hashedmm import bench, bench_parallel, emulator, nn, records
 from hashedmm.bench_parallel import OPTIONS, allreduce_bytes, dense_sent_bytes, line, network, speedup
 from hashedmm.hashing import derive_seed
 from hashedmm.parallel import MODES, bounds
@@ -45,6 +45,30 @@ def test_bytes_if_the_layers_were_dense():
 def test_speedup_counts_samples():
     row = {"batch": 64, "ms": 4.0, "baselines": {"one_rank": 6.0, "one_rank_graph": 3.0}}
     assert speedup(row, 32) == pytest.approx((64 / 4) / (32 / 3))
+
+
+def test_a_line_names_what_it_is_compared_with():
+    row = {
+        "mode": "data", "scaling": "weak", "compression": 1 / 64, "batch": 64, "ranks": 2, "ms": 4.0, "eager_ms": 7.25,
+        "baselines": {"one_rank": 6.0, "one_rank_graph": 3.0}, "captured": True, "speedup": 1.5, "sent_bytes": 2e6,
+        "dense_sent_bytes": 3e6, "error": 1e-7,
+    }  # fmt: skip
+    assert "4.000 ms  (eager 7.250, one_rank 6.000, one_rank_graph 3.000)   1.50 x" in line(row)
+    assert "(one_rank 6.000)" in line(row | {"captured": False, "baselines": {"one_rank": 6.0}})
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_gradients_are_those_of_a_step(captured):
+    if captured and not emulator.available():
+        pytest.skip(emulator.why_not())
+    model, batch = network(256, 1 / 8, np), 5
+    found = bench_parallel.gradients(model, batch, captured)
+    same = network(256, 1 / 8, np)
+    training = bench_parallel._Training(same, batch, 1, captured=False)
+    training.stepper.begin(training.order, 0, 0)
+    training.stepper.run(0)
+    expected = {name: p.grad for name, p in same.parameters().items()}
+    assert found.keys() == expected.keys() and bench_parallel.relative_error(found, expected) < 1e-5
 
 
 def test_one_rank_is_refused(tmp_path):
@@ -86,6 +110,7 @@ def test_record(record):
     ]
     for row in record["rows"]:
         assert row["ms_p20"] <= row["ms"] <= row["ms_p80"] and row["ranks"] == 2
+        assert not row["captured"] and row["eager_ms"] == row["ms"] and list(row["baselines"]) == ["one_rank"]
         assert row["speedup"] == pytest.approx(speedup(row, 7))
         assert 0 <= row["error"] < 1e-5
         assert row["grad_w_same_bits"] is (True if row["mode"] == "panels" else None)
@@ -139,3 +164,4 @@ def test_benchmark_on_two_gpus(tmp_path):
     assert code == 0, err
     rows = records.read(tmp_path / "gpu_parallel.json")["rows"]
     assert len(rows) == 8 and all(row["error"] < bench_parallel.TOLERANCE for row in rows)
+    assert all(row["captured"] and list(row["baselines"]) == ["one_rank", "one_rank_graph"] for row in rows)

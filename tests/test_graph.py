@@ -125,9 +125,28 @@ def test_dropout_masks_are_the_same_bits(shape, rate):
         kernel("step_activate", values, "emulator")(
             (-(-y.size // 256),), (256,),
             (clock, np.zeros(features, np.float32), y, np.uint32(dropout.seed), np.uint32(dropout._threshold),
-             np.float32(dropout._scale), np.int32(n), np.int32(n), np.int32(y.size)),
+             np.float32(dropout._scale), np.int32(n), np.int32(n), np.int32(y.size), np.uint32(0), np.int32(n)),
         )  # fmt: skip
         assert np.array_equal(y.T, dropout.mask(shape, step))
+
+
+@pytest.mark.parametrize("shape", [(7, 33), (50, 128), (3, 5)])
+def test_dropout_masks_of_a_part_are_those_of_the_whole(shape):
+    """Of some samples, or of some features, in rows that are longer than they need be."""
+    n, features = shape
+    dropout, values = Dropout(0.25, seed=5), STEP["step_activate"].values(1)
+    for rows, samples in ((slice(1, features - 1), slice(0, n)), (slice(0, features), slice(1, n - 1))):
+        expected = dropout.mask(shape, 9)[samples, rows].T
+        height, mine = expected.shape
+        pitch = mine + 3
+        y = np.ones((height, pitch), np.float32)
+        kernel("step_activate", values, "emulator")(
+            (-(-height * mine // 256),), (256,),
+            (np.array([4, 0, 5], np.int32), np.zeros(height, np.float32), y, np.uint32(dropout.seed),
+             np.uint32(dropout._threshold), np.float32(dropout._scale), np.int32(mine), np.int32(pitch),
+             np.int32(height * mine), np.uint32(rows.start * n + samples.start), np.int32(n)),
+        )  # fmt: skip
+        assert np.array_equal(y[:, :mine], expected) and (y[:, mine:] == 1).all()
 
 
 def softmax(logits_cn, labels, bias=None):
@@ -211,7 +230,7 @@ def test_the_networks_arrays_stay_where_they_are():
 # ---- graphs
 
 
-def repeated(monkeypatch):
+def repeated(monkeypatch, sends=False):
     """What repeats a step on a GPU, with a list in place of the GPU."""
     done = []
 
@@ -220,14 +239,17 @@ def repeated(monkeypatch):
             done.append(1)
 
     class Replay:
-        def __init__(self, count):
-            self.count = count
+        def __init__(self, plans, count):
+            self.count = len(plans) * count
 
         def launch(self):
             done.append(self.count)
 
-    monkeypatch.setattr(graph._Repeated, "_capture", lambda self, count: Replay(count))
-    return graph._Repeated({"all": Plan()}, 0), done
+    monkeypatch.setattr(graph._Repeated, "_capture", lambda self, plans, count: Replay(plans, count))
+    plans = {"a": Plan()}
+    if sends:
+        plans |= {"b": Plan(), "sent": graph.Exchange(lambda: done.append("sent")), "c": Plan()}
+    return graph._Repeated(plans, 0), done
 
 
 def test_graphs_of_many_steps_and_of_one(monkeypatch):
@@ -240,6 +262,13 @@ def test_graphs_of_many_steps_and_of_one(monkeypatch):
     while left:
         left -= steps.run(left)
     assert done[10:] == [16, 16, 1]
+
+
+def test_a_step_is_cut_where_processes_send(monkeypatch):
+    """Launches before and after are graphs of their own; a step at a time, and the first without a graph."""
+    steps, done = repeated(monkeypatch, sends=True)
+    assert [steps.run(40) for _ in range(3)] == [1, 1, 1]
+    assert done == [1, 1, "sent", 1, 2, "sent", 1, 2, "sent", 1]
 
 
 def test_the_last_batch_is_never_part_of_another_graph(monkeypatch):

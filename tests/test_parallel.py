@@ -10,6 +10,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import types
 from pathlib import Path
 
 import numpy as np
@@ -37,9 +39,14 @@ def launcher():
     return [MPIEXEC, *(["--allow-run-as-root", "--oversubscribe"] if openmpi else [])]
 
 
+def with_this_package():
+    """The environment in which a program finds the hashedmm of this folder, and all that this process finds."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+
+
 def mpi(n, *arguments, cwd=None, seconds=SECONDS):
     """Run a Python command line on n ranks, one thread each."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = with_this_package()
     for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         environment[name] = "1"
     command = [*launcher(), "-n", str(n), sys.executable, *map(str, arguments)]
@@ -159,7 +166,9 @@ def test_command_says_what_is_wrong_once(tmp_path):
 def test_command_of_one_rank(tmp_path):
     """Without mpiexec, in a process of its own: MPI is not begun in this one."""
     command = [sys.executable, "-m", "hashedmm", "train", *SHORT, "--quiet", "--parallel", "panels"]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS)
+    run = subprocess.run(
+        command, cwd=tmp_path, env=with_this_package(), capture_output=True, text=True, timeout=SECONDS
+    )
     assert run.returncode == 0, run.stderr
     assert "test error" in run.stdout and "mpiexec -n 2 hashedmm train" in run.stderr
 
@@ -174,7 +183,7 @@ def test_what_is_missing_is_named(monkeypatch):
 def test_an_mpiexec_of_another_library_is_noticed():
     """Each of its processes would believe to be alone."""
     program = "from hashedmm.parallel import world\ntry:\n    world()\nexcept ValueError as e:\n    print(e)"
-    environment = {**os.environ, "OMPI_COMM_WORLD_SIZE": "2"}
+    environment = {**with_this_package(), "OMPI_COMM_WORLD_SIZE": "2"}
     run = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=SECONDS
     )
@@ -185,6 +194,101 @@ def test_bounds():
     assert parallel.bounds(10, 3) == [0, 3, 6, 10]
     assert parallel.bounds(2, 4) == [0, 0, 1, 1, 2]
     assert parallel.bounds(0, 2) == [0, 0, 0]
+
+
+def test_programs_find_what_this_process_finds(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", f"one{os.pathsep}two")
+    assert with_this_package()["PYTHONPATH"].split(os.pathsep) == [str(ROOT), "one", "two"]
+    monkeypatch.delenv("PYTHONPATH")
+    assert with_this_package()["PYTHONPATH"] == str(ROOT)
+
+
+# The end of NCCL
+
+
+@pytest.fixture
+def ranks_on_gpus(monkeypatch):
+    """Ranks with an `_Nccl`, on modules that only note what is called and by which thread; and these notes."""
+    notes = []
+
+    def note(what):
+        notes.append((what, threading.current_thread() is threading.main_thread()))
+
+    class Device:
+        def __init__(self, number):
+            self.number = number
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def use(self):
+            pass
+
+        def synchronize(self):
+            note("GPU done")
+
+    class Communicator:
+        def __init__(self, size, unique_id, rank):
+            pass
+
+        def destroy(self):
+            note(f"destroy, the watcher {'alive' if ranks._nccl._watcher.is_alive() else 'dead'}")
+
+    class Event:
+        done = False
+
+        def __init__(self, **options):
+            pass
+
+        def record(self):
+            pass
+
+        def __del__(self):
+            note("event")
+
+    modules = {name: types.ModuleType(name) for name in ("cupy", "cupy.cuda", "cupy.cuda.nccl")}
+    cupy, cuda, nccl = modules.values()
+    cupy.cuda, cuda.nccl, cuda.Device, cuda.Event, nccl.NcclCommunicator = cuda, nccl, Device, Event, Communicator
+    for name in parallel.DTYPES:
+        setattr(nccl, f"NCCL_{name.upper()}", name)
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    ranks = object.__new__(parallel.Ranks)
+    ranks.rank, ranks.size, ranks.timeout = 0, 2, 60.0
+    ranks.barrier = lambda: note("barrier")
+    ranks._nccl = parallel._Nccl(ranks, 0, b"")
+    yield ranks, notes
+    if ranks._nccl is not None:
+        ranks._nccl._stopped.set()
+
+
+def test_nccl_ends_in_order_and_in_the_thread_that_asks(ranks_on_gpus):
+    ranks, notes = ranks_on_gpus
+    ranks._nccl._note("allreduce")
+    watcher = ranks._nccl._watcher
+    with ranks:
+        assert watcher.is_alive() and not notes
+    assert notes == [("GPU done", True), ("barrier", True), ("destroy, the watcher alive", True), ("event", True)]
+    assert not watcher.is_alive() and ranks._nccl is None
+    ranks.close()
+    assert len(notes) == 4
+
+
+def test_the_end_of_nccl_is_watched(ranks_on_gpus, monkeypatch):
+    """Of a destroy that waits for ranks that never come."""
+    ranks, _ = ranks_on_gpus
+    ranks.timeout = 0.3
+    expired = threading.Event()
+    said = []
+    monkeypatch.setattr(ranks, "expire", lambda what: (said.append(what), expired.set()), raising=False)
+    ranks._nccl._stopped.set()  # it has taken the longer time-out
+    ranks._nccl = parallel._Nccl(ranks, 0, b"")
+    ranks._nccl._comm.destroy = lambda: expired.wait(20)
+    ranks.close()
+    assert set(said) == {"the end of NCCL"}
 
 
 # On GPUs
@@ -198,6 +302,20 @@ def test_two_gpus(tmp_path):
     if (count := cupy.cuda.runtime.getDeviceCount()) < 2:
         pytest.skip(f"needs two GPUs, and there is {count}")
     checked(2, tmp_path, "cupy")
+
+
+@pytest.mark.gpu
+@needs_mpi
+@pytest.mark.parametrize("how", ["panels", "data"])
+def test_command_on_two_gpus(how, tmp_path):
+    """Again and again, as what goes wrong when a process ends does so now and then."""
+    import cupy
+
+    if (count := cupy.cuda.runtime.getDeviceCount()) < 2:
+        pytest.skip(f"needs two GPUs, and there is {count}")
+    for _ in range(3):
+        code, out, err = mpi(2, "-m", "hashedmm", "train", *SHORT[:-1], "gpu", "--parallel", how, cwd=tmp_path)
+        assert code == 0 and "test error" in out, f"{out}\n{err}"
 
 
 @pytest.mark.gpu

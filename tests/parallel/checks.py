@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 from mpi4py import MPI
 
-from hashedmm import cpu, nn, parallel
+from hashedmm import cpu, emulator, graph, nn, parallel
 from hashedmm.checkpoint import load_model, save_model
 from hashedmm.hashing import HashSpec
 from hashedmm.nn import MLP, SGD, Adam, Dropout, HashedLinear, train
@@ -89,6 +89,9 @@ def check_sums_are_in_the_order_of_ranks(ranks):
         at = [0, *[n // 3] * (ranks.size - 1), n]  # rank 0 a third, others nothing, the last one the rest
         share = ranks.reduce_scatter(xp.asarray(of_rank(ranks.rank, n, dtype)), at)
         assert np.array_equal(nn.to_numpy(share), total[at[ranks.rank] : at[ranks.rank + 1]])
+        room = xp.empty((ranks.size, share.size), dtype)
+        share = ranks.reduce_scatter(xp.asarray(of_rank(ranks.rank, n, dtype)), at, room)
+        assert share.base is room and np.array_equal(nn.to_numpy(room[0]), total[at[ranks.rank] : at[ranks.rank + 1]])
 
 
 def check_parts_are_gathered(ranks):
@@ -97,6 +100,10 @@ def check_parts_are_gathered(ranks):
         part = xp.asarray(whole[at[ranks.rank] : at[ranks.rank + 1]])
         out = ranks.allgather(part, xp.full(at[-1], xp.nan, xp.float32), at)
         assert np.array_equal(nn.to_numpy(out), whole)
+        out = xp.full(at[-1], xp.nan, xp.float32)
+        mine = out[at[ranks.rank] : at[ranks.rank + 1]]
+        mine[...] = part
+        assert np.array_equal(nn.to_numpy(ranks.allgather(mine, out, at)), whole)  # in place
     sent = xp.asarray(of_rank(ranks.rank, 6).reshape(2, 3))
     assert np.array_equal(nn.to_numpy(ranks.bcast(sent, 1)), of_rank(1, 6).reshape(2, 3))
 
@@ -128,6 +135,8 @@ def check_wrong_arrays_are_refused(ranks):
         ranks.allreduce(xp.zeros((3, 4), xp.float32).T)
     with raises(ValueError, "bounds from 0 to 4"):
         ranks.reduce_scatter(xp.zeros(4, xp.float32), [0] * ranks.size + [3])
+    with raises(ValueError, "room must have the shape (", "(float32), got float32 (1, 1)"):
+        ranks.reduce_scatter(xp.zeros(4, xp.float32), [0] * ranks.size + [4], xp.zeros((1, 1), xp.float32))
     with raises(ValueError, "must have 0 elements"):
         ranks.allgather(xp.zeros(5, xp.float32), xp.zeros(0, xp.float32), [0] * (ranks.size + 1))
 
@@ -227,14 +236,173 @@ def check_training_is_that_of_one_process(ranks):
             assert np.array_equal(a, b)
 
 
+class Side:
+    """Training steps of one kind on a network, and what they leave."""
+
+    def __init__(self, model, captured, optimizer, samples, batch):
+        self.model, self.optimizer, self.steps = model, optimizer, -(-samples // batch)
+        x, y = xp.asarray(DATA.x_train[:samples]), xp.asarray(DATA.y_train[:samples])
+        self.losses, self.wrong = xp.zeros(self.steps), xp.zeros(self.steps, xp.int64)
+        self.samples = samples
+        self.stepper = model.steppers[captured](
+            model, optimizer, x, y, samples, batch, self.losses, self.wrong, lambda step: 0.9**step
+        )
+
+    def epoch(self, number, first=0, last=None):
+        last = self.steps if last is None else last
+        self.stepper.begin(np.random.default_rng(number).permutation(self.samples), number * self.steps, first)
+        i = first
+        while i < last:
+            i += self.stepper.run(i)
+        self.stepper.collect(i)
+        self.stepper.end(i - first)
+
+    def gradients(self):
+        """Of one step, whole: what the momentum of an optimiser is that has none before it."""
+        self.epoch(0, last=1)
+        state = self.model.gathered(self.optimizer.state())
+        return {key.partition("/")[2]: a for key, a in state.items() if "/" in key}
+
+
+def captured_ways():
+    """Networks, and ways to split them, whose steps are made of launches: on the CPU the emulator makes them."""
+    if xp is np and not emulator.available():
+        return []
+    ways = itertools.product(
+        ("two split", "whole below", "split at the end", "elementwise"), (PanelParallel, DataParallel)
+    )
+    return [way for way in ways if way != ("elementwise", PanelParallel)]
+
+
+@contextlib.contextmanager
+def graphs_on_the_cpu():
+    """Steps as a GPU does them, part after part; in the emulator a graph is the launches that it was made of."""
+
+    class Graph:
+        def __init__(self, plans, count):
+            assert not any(isinstance(plan, graph.Exchange) for plan in plans)
+            self.plans = count * list(plans)
+
+        def launch(self):
+            for plan in self.plans:
+                plan.run()
+
+    real = graph._Repeated.__init__, graph._Repeated._capture
+    if xp is np:
+
+        def begin(self, plans, device):
+            real[0](self, plans, device)
+            self._on_gpu = True
+
+        graph._Repeated.__init__ = begin
+        graph._Repeated._capture = lambda self, plans, count: Graph(plans, count)
+    try:
+        yield
+    finally:
+        graph._Repeated.__init__, graph._Repeated._capture = real
+
+
+def check_captured_steps_are_the_eager_ones(ranks):
+    """Epochs of 3 steps, the last of one sample, so that some ranks have none; one is interrupted. Where every rank
+    has all values, they are the same bits."""
+    for number, (name, kind) in enumerate(captured_ways()):
+        options = NETS[name][1]
+        make = (lambda: SGD(0.05), Adam)[number % 2]
+        with graphs_on_the_cpu():
+            sides = [Side(kind(net(name, **options), ranks), captured, make(), 15, 7) for captured in (0, 1)]
+        for part in ((0, 0, 1), (0, 1, 3), (1, 0, 3)):
+            with graphs_on_the_cpu():
+                for side in sides:
+                    side.epoch(*part)
+        eager, captured = sides
+        assert isinstance(captured.stepper, nn._Captured) and not isinstance(eager.stepper, nn._Captured)
+        whole = captured.stepper.steps._whole  # its first step was without a graph
+        assert len(whole._graphs) == sum(isinstance(part, list) for part in whole._parts)
+        np.testing.assert_allclose(
+            nn.to_numpy(captured.losses), nn.to_numpy(eager.losses), rtol=1e-5 if xp is np else 1e-3
+        )
+        assert np.array_equal(nn.to_numpy(captured.wrong), nn.to_numpy(eager.wrong))
+        assert captured.optimizer.steps == eager.optimizer.steps == 6
+        most = 1e-5 if xp is np else 1e-2
+        for found, expected in (
+            (captured.model.state(), eager.model.state()),
+            (captured.model.gathered(captured.optimizer.state()), eager.model.gathered(eager.optimizer.state())),
+        ):
+            assert found.keys() == expected.keys()
+            for key, a in expected.items():
+                assert np.linalg.norm(found[key] - a) <= most * np.linalg.norm(a), (name, kind, key)
+        if kind is DataParallel:
+            ranks.agree("values", {key: a.tobytes().hex() for key, a in captured.model.state().items()})
+
+
+def check_captured_steps_are_cut_where_ranks_send(ranks):
+    """And nowhere else: a part between two exchanges is one graph."""
+    if ("two split", PanelParallel) not in captured_ways():
+        return
+    steps = {kind: Side(kind(net(), ranks), 1, Adam(), 22, 7).stepper.steps for kind in (PanelParallel, DataParallel)}
+    parts = {kind: [type(part) for part in each._whole._parts] for kind, each in steps.items()}
+    assert parts[DataParallel] == [list, graph.Exchange, list]
+    names = [name for name, plan in steps[PanelParallel].launches.items() if isinstance(plan, graph.Exchange)]
+    split = ranks.size <= 5  # 70 outputs have 5 rows of panels
+    assert names == (
+        ["0 allgather", "1 allgather", "1 reduce_scatter", "2 bcast"]
+        if split
+        else ["0 allgather", "1 bcast", "2 bcast"]
+    )
+    assert parts[PanelParallel][-2:] == [graph.Exchange, list]
+    mine = ranks.share(1)
+    assert ("softmax" in steps[DataParallel]._last.plans) == (mine[1] > mine[0])
+    assert list(steps[DataParallel]._last.plans)[0] == "gather"
+
+
+def check_captured_training(ranks):
+    """Through `train`, interrupted and resumed: on the CPU with the launches that a GPU captures."""
+    n, batch = (61, 15) if xp is np else (330, 23)  # the last batch has one sample
+    settings = {**RUN, "validation": 30, "batch": batch}
+    data = SimpleNamespace(**{**vars(DATA), "x_train": DATA.x_train[:n], "y_train": DATA.y_train[:n]})
+    for name, kind in [way for way in captured_ways() if way[0] == "two split"]:
+        one = net(name)
+        of_one = train(one, data, **settings)
+        path = FOLDER / f"captured{ranks.size}.state"
+        with captured_on_the_cpu():
+            several = kind(net(name), ranks)
+            alike(ranks, several, one, train(several, data, **settings), of_one)
+            part = kind(net(name), ranks)
+            with interrupted_at(1, here=ranks.rank == ranks.size - 1):
+                assert train(part, data, **settings, save_state=path).interrupted
+            part = kind(net(name), ranks)
+            history = train(part, data, **settings, resume=path)
+        alike(ranks, part, one, history, of_one)
+
+
+@contextlib.contextmanager
+def captured_on_the_cpu():
+    real = nn._can_capture
+    if xp is np:
+        nn._can_capture = lambda model, optimizer: model.hashed_chain() is not None
+    try:
+        yield
+    finally:
+        nn._can_capture = real
+
+
 def check_gradients_of_the_first_step(ranks):
-    """Before rounding has been amplified by an optimiser."""
+    """Before rounding has been amplified by an optimiser; of captured steps too."""
+    for name, kind in captured_ways():
+        expected, found = (
+            Side(model, captured, SGD(1.0, 0.0, scale_by_uses=False), 7, 7).gradients()
+            for model, captured in ((net(name), 0), (kind(net(name), ranks), 1))
+        )
+        assert found.keys() == expected.keys()
+        for key, a in expected.items():
+            most = (2e-6 if xp is np else 1e-4) * np.linalg.norm(a)
+            assert np.linalg.norm(found[key] - a) <= most, (name, kind, key)
     for name, kind in itertools.product(("two split", "whole below"), (PanelParallel, DataParallel)):
         x, y = xp.asarray(DATA.x_train[:BATCH]), xp.asarray(DATA.y_train[:BATCH])
         gradients = []
         for model in (net(name), kind(net(name), ranks)):
             losses, wrong = xp.zeros(1), xp.zeros(1, xp.int64)
-            stepper = (model.stepper or nn._Eager)(model, SGD(0.1), x, y, BATCH, BATCH, losses, wrong, lambda step: 1.0)
+            stepper = model.steppers[0](model, SGD(0.1), x, y, BATCH, BATCH, losses, wrong, lambda step: 1.0)
             stepper.begin(np.arange(BATCH), 0, 0)
             stepper.run(0)
             own = {name: nn.to_numpy(p.grad) for name, p in model.parameters().items()}
@@ -266,7 +434,7 @@ def check_bytes_of_a_step(ranks):
         model = kind(MLP(sizes, **STRIPS, seed=3, xp=xp), ranks)
         losses, wrong = xp.zeros(1), xp.zeros(1, xp.int64)
         x, y = xp.asarray(np.resize(DATA.x_train, (n, 20))), xp.asarray(np.resize(DATA.y_train, n))
-        stepper = model.stepper(model, SGD(0.1), x, y, n, n, losses, wrong, lambda step: 1.0)
+        stepper = model.steppers[0](model, SGD(0.1), x, y, n, n, losses, wrong, lambda step: 1.0)
         stepper.begin(np.arange(n), 0, 0)
         ranks.sent_bytes = 0
         stepper.run(0)
@@ -315,19 +483,26 @@ def check_ranks_that_disagree(ranks):
 
 @contextlib.contextmanager
 def interrupted_at(step, here):
-    """Ctrl-C in a step of training, counted from 0, on this rank if ``here``."""
-    real, steps = nn._softmax_cross_entropy, itertools.count()
+    """Ctrl-C in a step of training, counted from 0, on this rank if ``here``; in a captured one too."""
+    places = [(nn, "_softmax_cross_entropy"), (graph.Steps, "run")]  # either is called once a step
+    steps = itertools.count()
 
-    def function(*args):
-        if next(steps) == step and here:
-            signal.raise_signal(signal.SIGINT)
-        return real(*args)
+    def counted(real):
+        def function(*args):
+            if next(steps) == step and here:
+                signal.raise_signal(signal.SIGINT)
+            return real(*args)
 
-    nn._softmax_cross_entropy = function
+        return function
+
+    found = [getattr(*place) for place in places]
+    for place, real in zip(places, found, strict=True):
+        setattr(*place, counted(real))
     try:
         yield
     finally:
-        nn._softmax_cross_entropy = real
+        for place, real in zip(places, found, strict=True):
+            setattr(*place, real)
 
 
 def check_interrupt_and_resume(ranks):
