@@ -5,8 +5,8 @@
 notebook keeps it. Both draw with the same plain function, ``widgets.hash_view(seed=3)`` -> matplotlib Figure.
 
 Every widget is three functions: one computes the numbers from the parameters, one draws them, one says them in a
-sentence (the picture's alternative text). `WIDGETS` lists all. Imports hashing, sketch, explain, nn, records and plots;
-ipywidgets only when a widget is made.
+sentence (the picture's alternative text). `WIDGETS` lists all. Imports hashing, sketch, explain, nn, records, scale and
+plots; ipywidgets only when a widget is made.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from hashedmm import build, datasets, experiments, explain, plots, records, sketch
+from hashedmm import bench, build, datasets, experiments, explain, plots, records, scale, sketch
 from hashedmm.experiments import compression_text
 from hashedmm.hashing import HASHES, HashSpec, bucket_loads, derive_seed, poisson_pmf
 from hashedmm.nn import MLP, SMALL_LAYER, to_numpy
@@ -1229,7 +1230,8 @@ def roofline_numbers(
             color, marker = plots.RUNGS[r["kernel"]]
             operations = 2.0 * math.prod(r["shape"])
             label = r["kernel"] + (", as the product" if r["kernel"] == "sketch" else "")  # it does less than that
-            points.append(plots.Point(label, operations / least_bytes(r), 1e3 * operations / r["ms"], color, marker))
+            per_second, filled = 1e3 * operations / r["ms"], r["kernel"] != "sketch"
+            points.append(plots.Point(label, operations / least_bytes(r), per_second, color, marker, filled))
         if rows:
             r, operations = rows[0], 2.0 * math.prod(rows[0]["shape"])
             place = operations / least_bytes(r, dense=True), 1e3 * operations / r["baselines"]["cublas_float16"]
@@ -1834,13 +1836,126 @@ DIGIT_SIZE = (9.2, 3.4)
 
 
 # --------------------------------------------------------------------------------------------------------------------
+# 11. The scale explorer
+
+GPUS = (1, 2, 4, 8, 16, 32, 64)
+A_HOST = 8  # GPUs in one host
+
+
+class ScaleNumbers(NamedTuple):
+    """What the model says of a training step of a square layer.
+
+    Attributes
+    ----------
+    device : whose rates were measured
+    side, compression, n, gpus, mode, budget : as chosen; the budget in bytes a GPU
+    found : {mode: {GPUs: Scale}}
+    """
+
+    device: str
+    side: int
+    compression: float
+    n: int
+    gpus: int
+    mode: str
+    budget: float
+    found: Mapping[str, Mapping[int, scale.Scale]]
+
+    @property
+    def chosen(self) -> scale.Scale:
+        """The step that was chosen."""
+        return self.found[self.mode][self.gpus]
+
+
+def recorded_rates(compression: float) -> scale.Rates:
+    """The rates in the records gpu_stream and gpu_parallel; FileNotFoundError if one is missing."""
+    try:
+        stream, parallel = _read("gpu_stream"), _read("gpu_parallel")
+    except FileNotFoundError as e:
+        raise FileNotFoundError(
+            f"the rates come from the records gpu_stream and gpu_parallel, and {Path(e.filename).name} is missing; "
+            "`hashedmm bench --stream` and `mpiexec -n 2 hashedmm bench --parallel` measure them on GPUs"
+        ) from None
+    return scale.together(scale.stream_rates(stream), scale.parallel_rates(parallel, compression))
+
+
+def scale_numbers(side: int, compression: float, batch: int, gpus: int, mode: str, budget: int) -> ScaleNumbers:
+    """A training step of one square layer of strips, SGD with momentum, on 1 to 64 GPUs, ``A_HOST`` in a host, in every
+    mode, by `hashedmm.scale.predict`; ``budget`` in gigabytes (10^9 bytes) a GPU."""
+    rates = recorded_rates(compression)
+    spec = bench.LAYER["strips"]((side, side), compression)
+    found = {
+        m: {
+            p: scale.predict(spec, batch, rates, mode=m, ranks=p, hosts=-(-p // A_HOST), budget=1e9 * budget)
+            for p in GPUS
+        }
+        for m in scale.MODES
+    }
+    return ScaleNumbers(rates.device, side, compression, batch, gpus, mode, 1e9 * budget, found)
+
+
+def draw_scale(n: ScaleNumbers) -> Figure:
+    figure, (left, right) = plots.subplots(1, 2, size=SCALE_SIZE, width_ratios=(1.25, 1))
+    lines = {
+        plots.SPREAD[mode][2]: (mode, list(found), [s.seconds for s in found.values()])
+        for mode, found in n.found.items()
+    }
+    plots.draw_over_ranks(left, lines, [(n.mode, n.gpus, n.chosen.seconds)])
+    for found in n.found.values():
+        away = [p for p, s in found.items() if not s.fits]
+        left.plot(away, [found[p].seconds for p in away], "x", color=plots.GREY, markersize=9, zorder=5)
+    left.set_ylabel("seconds a step (log scale)")
+    left.set_title("Time; x: does not fit")
+    s = n.chosen
+    rows = [
+        ("W, dense", "dense", s.dense_bytes),
+        ("W, stored", n.mode, s.stored_bytes),
+        ("on a GPU", n.mode, s.gpu_bytes),
+        ("in a host", n.mode, s.host_bytes),
+        ("sent, dense", "dense", s.dense_sent_bytes),
+        ("sent", n.mode, s.sent_bytes),
+    ]
+    plots.draw_bytes(right, rows, n.budget)
+    right.set_xlabel("bytes (log scale); dashed: a GPU")
+    right.set_title(f"Bytes: {plots.SPREAD[n.mode][2]}, {_plural(n.gpus, 'GPU')}")
+    return figure
+
+
+def say_scale(n: ScaleNumbers) -> str:
+    s = n.chosen
+    fits = "fits" if s.fits else "does not fit"
+    what = f"layer of {n.side:,} x {n.side:,} at {compression_text(n.compression)}"
+    sent = f", and the one that sends most sends {plots.bytes_text(s.sent_bytes)}" if n.gpus > 1 else ""
+    return (
+        f"A training step of a {what} with {_plural(n.n, 'sample')}, {plots.SPREAD[n.mode][2]}, on "
+        f"{_plural(n.gpus, 'GPU')} like {n.device}: {plots.seconds_text(s.seconds)} by the model, bound by {s.bound}. "
+        f"A GPU needs {plots.bytes_text(s.gpu_bytes)}, which {fits} in {plots.bytes_text(n.budget)}{sent}."
+    )
+
+
+def table_scale(n: ScaleNumbers) -> Table:
+    s = n.chosen
+    parts = ", ".join(f"{name} {plots.seconds_text(t)}" for name, t in s.parts.items() if t)
+    return [
+        ("seconds alone", parts),
+        ("stored", plots.bytes_text(s.stored_bytes)),
+        ("dense", plots.bytes_text(s.dense_bytes)),
+        ("in a host", plots.bytes_text(s.host_bytes) if s.host_bytes else "none"),
+        ("sent, dense layer", plots.bytes_text(s.dense_sent_bytes) if s.dense_sent_bytes else "none"),
+    ]
+
+
+SCALE_SIZE = (8.4, 3.8)
+
+
+# --------------------------------------------------------------------------------------------------------------------
 # All of them
 
 _NOTEBOOKS = {
     "hash": "02_hash_functions", "memory": "01_why_hash_weights", "index": "05_naive_kernel",
     "access": "06_memory_access", "occupancy": "07_shared_memory_tiles", "roofline": "16_kernel_ladder",
     "ways": "09_materialise_or_fuse", "sketch": "11_strips_and_sketches", "accuracy": "13_hashednet_on_mnist",
-    "digit": "13_hashednet_on_mnist",
+    "digit": "13_hashednet_on_mnist", "scale": "15_larger_than_memory",
 }  # fmt: skip
 
 
@@ -1977,6 +2092,20 @@ WIDGETS: dict[str, Widget] = {
             digit_numbers, draw_digit, say_digit, table_digit, DIGIT_SIZE, ("models",),
             check_models,
         ),
+        Widget(
+            "scale_explorer", _NOTEBOOKS["scale"],
+            {
+                "side": Choice("Rows and columns", {f"{2**k:,}": 2**k for k in range(14, 21)}, 2**18, "slider"),
+                "compression": Choice(
+                    "Compression", {t: c for t, c in COMPRESSIONS.items() if c <= 1 / 8}, 1 / 8, "slider"
+                ),
+                "batch": Choice("Samples a step", _same(256, 1024, 4096, 16384), 1024, "slider"),
+                "gpus": Choice("GPUs", _same(*GPUS), 8, "slider"),
+                "mode": Choice("Way", {plots.SPREAD[m][2]: m for m in scale.MODES}, "panels", look="buttons"),
+                "budget": Choice("GB a GPU", _same(8, 16, 24, 40, 80, 141), 80, "slider"),
+            },
+            scale_numbers, draw_scale, say_scale, table_scale, SCALE_SIZE,
+        ),
     )
 }  # fmt: skip
 
@@ -2003,3 +2132,4 @@ ways_explorer, ways_view = WIDGETS["ways_explorer"].factory, WIDGETS["ways_explo
 sketch_explorer, sketch_view = WIDGETS["sketch_explorer"].factory, WIDGETS["sketch_explorer"].view
 accuracy_explorer, accuracy_view = WIDGETS["accuracy_explorer"].factory, WIDGETS["accuracy_explorer"].view
 draw_a_digit = WIDGETS["draw_a_digit"].factory
+scale_explorer, scale_view = WIDGETS["scale_explorer"].factory, WIDGETS["scale_explorer"].view

@@ -404,7 +404,7 @@ def test_the_layout_leads_to_the_buckets():
     """hash.cuh's way from (i, j) to a bucket, in Python from the struct's fields alone."""
     for name, spec in table(compressions=(1.0, 0.3), hashes=("fmix32",)):
         at = layout(spec)
-        assert at.dtype == LAYOUT and at.shape == () and LAYOUT.itemsize == 128
+        assert at.dtype == LAYOUT and at.shape == () and LAYOUT.itemsize == 136
         i, j = np.indices(spec.shape)
         h = spec.hash_blocks(i // at["block_rows"], j // at["block_cols"]).astype(np.uint64)
         r = 0 * i if at["panel_rows"] == WHOLE else i // at["panel_rows"]

@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.text import Text
 
-from hashedmm import MLP, HashSpec, emulator, plots, records, sketch, widgets
+from hashedmm import MLP, HashSpec, bench, emulator, plots, records, scale, sketch, widgets
 from hashedmm.emulator import toolchain
 from hashedmm.matmul import plan_matmul
 from hashedmm.widgets import WIDGETS, Cells, Choice, Real, Several, Whole
@@ -143,6 +143,7 @@ EXTREMES = [  # where texts are longest or axes widest
     ("sketch_explorer", {"shape": (8192, 8192), "compression": 1.0, "height": 512, "stride": 4, "panel": 2048}),
     ("accuracy_explorer", {"runs": ("strips_accuracy", "mnist", (784, 1000, 10))}),
     ("draw_a_digit", {"index": 9999, "rotate": 180, "noise": 100, "thicken": 3}),
+    ("scale_explorer", {"side": 2**20, "batch": 16384, "gpus": 64, "mode": "data", "budget": 8}),
 ]
 
 
@@ -767,3 +768,39 @@ def test_sizes_in_words(count, text):
 )
 def test_digits_that_count(value, text):
     assert widgets.digits(value) == text
+
+
+# ---- the scale explorer
+
+
+def test_scale_is_the_model_s(monkeypatch):
+    """Numbers, text and table by the model itself, with rates that are written here."""
+    products = {"matmul": 2e-15, "grad_x": 2e-15, "grad_w": 2e-15, "backward": 5e-15}
+    rates = scale.Rates("a GPU", 50e9, 50e9, 40e9, products, 2, step=2e-14, fixed=1e-3, link=1e11)
+    monkeypatch.setattr(widgets, "recorded_rates", lambda compression: rates)
+    n = widgets.scale_numbers(2**18, 1 / 8, 1024, 16, "stream", 24)
+    spec = bench.LAYER["strips"]((2**18, 2**18), 1 / 8)
+    expected = scale.predict(spec, 1024, rates, mode="stream", ranks=16, hosts=2, budget=24e9)
+    assert n.chosen == expected and expected.fits
+    said, table = widgets.say_scale(n), dict(widgets.table_scale(n))
+    assert "streamed, on 16 GPUs like a GPU" in said and "which fits in 24 GB" in said
+    assert plots.seconds_text(expected.seconds) in said and expected.bound in said
+    assert table["stored"] == plots.bytes_text(4 * spec.n_buckets) and table["dense"] == "275 GB"
+    left, right = widgets.draw_scale(n).axes
+    (x, y), = [(line.get_xdata(), line.get_ydata()) for line in left.lines if line.get_markersize() == 9
+               and line.get_marker() == "D"]  # fmt: skip
+    assert (x[0], y[0]) == (16, expected.seconds)
+    crosses = [list(line.get_xdata()) for line in left.lines if line.get_marker() == "x"]
+    for (mode, found), away in zip(n.found.items(), crosses, strict=True):
+        assert away == [p for p, s in found.items() if not s.fits], mode
+    assert crosses[2] == list(widgets.GPUS) and "none" not in [t.get_text() for t in right.texts]
+    alone = widgets.scale_numbers(2**14, 1 / 64, 256, 1, "data", 8)
+    assert "sends" not in widgets.say_scale(alone) and dict(widgets.table_scale(alone))["in a host"] == "none"
+
+
+def test_scale_needs_its_records(monkeypatch, tmp_path, quick):
+    monkeypatch.setattr(records, "results_dir", lambda: tmp_path)
+    with pytest.raises(FileNotFoundError, match="gpu_stream.json is missing; `hashedmm bench --stream`"):
+        widgets.recorded_rates(1 / 8)
+    _, text = parts(widgets.scale_explorer())
+    assert 'role="alert"' in text.value and "gpu_stream" in text.value
