@@ -35,8 +35,8 @@
 #define STEPS (STRIPS / GROUPS)
 #define BINS 64
 #define DEPTH (64 * UNITS)
-#define PROJECT_REGISTERS 88
-#define SPREAD_REGISTERS 168
+#define PROJECT_REGISTERS 96
+#define SPREAD_REGISTERS 160
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) sketch_back_mma(
     const Layout layout, const __half* __restrict__ w_k, const __half* __restrict__ gy_mn, const long long pitch,
