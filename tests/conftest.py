@@ -7,6 +7,7 @@ import asyncio
 import functools
 import importlib.util
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -25,6 +26,10 @@ from browser.server import HOW_TO_INSTALL, find_chromium, jupyter_lab, no_browse
 from hashedmm.datasets import Dataset, load_mnist  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# A shell starts a job in the background with Ctrl-C ignored; tests press it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # By a call, not by MPLBACKEND: the notebooks' kernels would inherit the variable and draw no inline figures.
 matplotlib.use("Agg")
