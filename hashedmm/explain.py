@@ -154,9 +154,7 @@ def _sketch_workspace(operation: str, spec: HashSpec, n: int, dtype: str) -> int
     copies = (padded != n) * padded * (spec.rows + spec.cols) * size
     if gpu_available() and sketch.takes_fused(operation, spec, n, dtype, current_device()):
         return copies
-    most = sketch.WORKSPACE // (g.strips * g.all_bins * size) // sketch.ROW * sketch.ROW
-    chunk = min(padded, max(2 * sketch.ROW, most))
-    total = g.strips * g.all_bins * -(-chunk // 32) * 32 * size
+    total = sketch.workspace_bytes(spec, n, dtype)
     direct = spec.unit == g.height and (spec.panel or spec.shape)[0] <= g.height
     if operation == "grad_w" and dtype == "float32" and not direct:
         total += 4 * g.strips * g.all_bins * g.height

@@ -259,7 +259,7 @@ def test_the_record_of_memory_has_no_room_for_w():
         pytest.skip("there is no such record")
     for row in record["rows"]:
         spec, n = HashSpec.from_json(json.dumps(row["spec"])), row["shape"][2]
-        sums = explain.workspace_bytes("sketch", "grad_x", spec, n, row["dtype"])  # z or u; a step has both
+        sums = explain.workspace_bytes("sketch", "grad_x", spec, n, row["dtype"])  # z or u; a step has one or both
         known = row["result_bytes"] + row["stored_bytes"] + row["lists_bytes"]
         known += sums * (2 if row["operation"] == "step" else 1)
         assert row["peak_bytes"] <= known + 2**22 < row["peak_bytes"] + row["dense_bytes"]
